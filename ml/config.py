@@ -1,0 +1,116 @@
+"""Every option that changes what is learned: frozen, unknown fields refused, identified by its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ml.errors import ConfigRejected
+
+__all__ = ["FitConfig", "GateConfig", "LabelConfig", "SplitConfig", "TrainingConfig"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class LabelConfig(_Frozen):
+    """The triple barrier (López de Prado, *Advances in Financial Machine Learning*, 2018, ch. 3)."""
+
+    profit_take_atr: float = Field(1.0, gt=0, le=20)
+    stop_loss_atr: float = Field(2.0, gt=0, le=20)
+    horizon_bars: int = Field(12, ge=1, le=500, description="vertical barrier, in intervals of time, not rows")
+    max_gap_bars: int = Field(2, ge=0, le=500, description="missing candles allowed inside one horizon")
+    fee_bps: float = Field(10.0, ge=0, le=1000, description="per side, of notional")
+    slippage_bps: float = Field(2.0, ge=0, le=1000, description="per side, of notional")
+
+
+class SplitConfig(_Frozen):
+    """Shares of the pooled rows in time order: fit, then calibrate, then test; the rest of 1 is fit."""
+
+    calibrate_share: float = Field(0.15, gt=0, lt=0.5)
+    test_share: float = Field(0.25, gt=0, lt=0.5)
+    early_stop_share: float = Field(0.15, gt=0, lt=0.5, description="of the fit span, its newest part")
+    embargo_bars: int = Field(12, ge=0, le=1000)
+    min_fit_rows: int = Field(500, ge=50)
+    min_calibrate_rows: int = Field(150, ge=30)
+    min_test_rows: int = Field(200, ge=30)
+    max_missing_candle_share: float = Field(0.05, ge=0, le=1)
+
+
+class FitConfig(_Frozen):
+    """XGBoost parameters; the mission's values are the ceiling, early stopping decides below it."""
+
+    n_estimators: int = Field(400, ge=1, le=400)
+    max_depth: int = Field(5, ge=1, le=5)
+    learning_rate: float = Field(0.05, gt=0, le=0.3)
+    subsample: float = Field(0.9, gt=0, le=1)
+    colsample_bytree: float = Field(0.9, gt=0, le=1)
+    reg_lambda: float = Field(1.0, ge=0)
+    min_child_weight: float = Field(1.0, ge=0)
+    max_bin: int = Field(256, ge=16, le=1024)
+    early_stopping_rounds: int = Field(50, ge=1, le=400)
+    recency_half_life_days: float = Field(365.0, gt=0)
+    seed: int = Field(7, ge=0)
+    threads: int = Field(2, ge=1, le=64, description="part of the identity: sums depend on their order")
+
+
+class GateConfig(_Frozen):
+    """What a challenger must pass to become champion."""
+
+    min_f1: float = Field(0.60, ge=0, le=1)
+    min_precision: float = Field(0.58, ge=0, le=1)
+    min_recall: float = Field(0.50, ge=0, le=1)
+    rel_improvement_f1: float = Field(0.03, ge=0, le=1)
+    max_feature_drift_ks: float = Field(0.15, ge=0, le=1)
+    min_auc_lower: float = Field(0.5, ge=0, le=1)
+    min_brier_skill_lower: float = Field(0.0, ge=-1, le=1)
+
+
+class TrainingConfig(_Frozen):
+    """All of it. ``pool`` says whose rows the fit learns from; see docs/learning.md."""
+
+    pool: Literal["key", "symbol", "all"] = "all"
+    calibration: Literal["sigmoid", "isotonic"] = "sigmoid"
+    bootstrap_samples: int = Field(1000, ge=100, le=20_000)
+    labels: LabelConfig = LabelConfig()
+    split: SplitConfig = SplitConfig()
+    fit: FitConfig = FitConfig()
+    gates: GateConfig = GateConfig()
+
+    @model_validator(mode="after")
+    def _shares_leave_a_fit_span(self) -> Self:
+        if self.split.calibrate_share + self.split.test_share > 0.8:
+            raise ValueError("split.calibrate_share + split.test_share must be at most 0.8")
+        return self
+
+    @classmethod
+    def from_mapping(cls, options: Mapping[str, object]) -> TrainingConfig:
+        """Build from plain values (a setting, a JSON column).
+
+        Raises:
+            ConfigRejected: an unknown or out-of-range option; names the first one.
+        """
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in ("training", *first["loc"]))
+            raise ConfigRejected(field, first.get("input"), first["msg"]) from error
+
+    def digest(self) -> str:
+        """sha256 of the canonical JSON of every option, in hex."""
+        return _digest(self.model_dump(mode="json"))
+
+    def fit_digest(self) -> str:
+        """sha256 of only those options that change the shared fit, so that gates may change without refitting."""
+        return _digest(self.model_dump(mode="json", include={"pool", "labels", "split", "fit"}))
+
+
+def _digest(value: object) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,25 @@
+"""The queues, and which task goes to which."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["DEAD_LETTER", "DRIFT", "INFERENCE", "MAINTENANCE", "QUEUES", "ROUTES", "TRAINING"]
+
+TRAINING: Final = "training"
+DRIFT: Final = "drift"
+INFERENCE: Final = "inference"
+MAINTENANCE: Final = "maintenance"
+"""Short jobs: candle sync, sweeps, alerts."""
+DEAD_LETTER: Final = "dead_letter"
+"""Messages that no task could accept; nothing consumes it, a person looks."""
+
+QUEUES: Final = (TRAINING, DRIFT, INFERENCE, MAINTENANCE)
+
+ROUTES: Final[dict[str, dict[str, str]]] = {
+    "tasks.train": {"queue": TRAINING},
+    "tasks.check_drift": {"queue": DRIFT},
+    "tasks.predict": {"queue": INFERENCE},
+    "tasks.sync_candles": {"queue": MAINTENANCE},
+    "tasks.sweep_jobs": {"queue": MAINTENANCE},
+}
