@@ -23,7 +23,7 @@ class LabelConfig(_Frozen):
 
     profit_take_atr: float = Field(1.0, gt=0, le=20)
     stop_loss_atr: float = Field(2.0, gt=0, le=20)
-    horizon_bars: int = Field(12, ge=1, le=500, description="vertical barrier, in intervals of time, not rows")
+    horizon_bars: int = Field(12, ge=1, le=500, description="vertical barrier, in time, not rows")
     max_gap_bars: int = Field(2, ge=0, le=500, description="missing candles allowed inside one horizon")
     fee_bps: float = Field(10.0, ge=0, le=1000, description="per side, of notional")
     slippage_bps: float = Field(2.0, ge=0, le=1000, description="per side, of notional")
@@ -107,7 +107,7 @@ class TrainingConfig(_Frozen):
         return _digest(self.model_dump(mode="json"))
 
     def fit_digest(self) -> str:
-        """sha256 of only those options that change the shared fit, so that gates may change without refitting."""
+        """sha256 of the options that change the shared fit, so that gates may change without refitting."""
         return _digest(self.model_dump(mode="json", include={"pool", "labels", "split", "fit"}))
 
 

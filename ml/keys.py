@@ -9,7 +9,15 @@ from typing import Self
 
 from ml.errors import KeyRejected
 
-__all__ = ["ALL_REGIMES", "INTERVALS", "MODEL_REGIMES", "REGIMES", "ModelKey", "check_symbol", "interval_duration"]
+__all__ = [
+    "ALL_REGIMES",
+    "INTERVALS",
+    "MODEL_REGIMES",
+    "REGIMES",
+    "ModelKey",
+    "check_symbol",
+    "interval_duration",
+]
 
 REGIMES = ("trending", "sideways", "volatile", "consolidation")
 """The four market regimes; a regime's code in arrays is its index here, -1 while the history is too short."""
