@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from ml.errors import CandlesRejected, KeyRejected
 from ml.keys import interval_duration
 
+if TYPE_CHECKING:
+    import pandas as pd  # 0.5 s to import: a command that only writes candles does without
+
 __all__ = [
     "OHLCV",
     "PRICES",
     "Candles",
+    "Fault",
     "Gap",
     "find_gaps",
     "resample",
@@ -49,6 +52,18 @@ def to_datetime(moment: np.datetime64) -> datetime:
         raise ValueError("NaT is no moment")
     plain: datetime = moment.astype("datetime64[us]").item()
     return plain.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One way in which candles break their contract."""
+
+    row: int
+    """Counted from 0."""
+    field: str
+    value: str | float
+    limit: str
+    """What would be accepted."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,6 +144,8 @@ class Candles:
         Raises:
             CandlesRejected: a column is missing, or cannot be read as time or number.
         """
+        import pandas as pd
+
         missing = [name for name in ("open_time", *OHLCV) if name not in frame.columns]
         if missing:
             raise CandlesRejected(missing[0], list(frame.columns), "columns open_time, " + ", ".join(OHLCV))
@@ -147,6 +164,8 @@ class Candles:
 
     def to_frame(self) -> pd.DataFrame:
         """Columns ``open_time`` (aware, UTC), ``open, high, low, close, volume``; a fresh 0..n-1 index."""
+        import pandas as pd
+
         times = pd.Series(self.open_time).dt.tz_localize("UTC")
         return pd.DataFrame({"open_time": times, **{name: getattr(self, name) for name in OHLCV}})
 
@@ -157,19 +176,28 @@ class Candles:
             now: where given, no candle may close after it.
 
         Raises:
-            CandlesRejected: names the first bad row, counted from 0, as ``row 17, close``. Of one row's
-                faults the first of: open_time missing, off the grid, not after the row before it, closing in
-                the future; a price or volume not finite; a price not over 0; volume below 0; high below low.
+            CandlesRejected: names the first bad row, counted from 0, as ``row 17, close``.
+        """
+        fault = self.first_fault(now=now)
+        if fault is not None:
+            raise CandlesRejected(f"row {fault.row}, {fault.field}", fault.value, fault.limit)
+
+    def first_fault(self, *, now: datetime | None = None) -> Fault | None:
+        """What ``validate`` refuses first, or None.
+
+        Of one row's faults the first of: open_time missing, off the grid, not after the row before it,
+        closing in the future; a price or volume not finite; a price not over 0; volume below 0;
+        high below low.
         """
         faults = [(field, bad, limit) for field, bad, limit in self._faults(now) if bad.any()]
         if not faults:
-            return
+            return None
         # min keeps the first of equals, so the order of _faults decides inside one row.
         field, bad, limit = min(faults, key=lambda fault: int(np.argmax(fault[1])))
         row = int(np.argmax(bad))
         value = getattr(self, field)[row]
         shown = str(value) if field == "open_time" else float(value)
-        raise CandlesRejected(f"row {row}, {field}", shown, limit)
+        return Fault(row, field, shown, limit)
 
     def _faults(self, now: datetime | None) -> list[tuple[str, NDArray[np.bool_], str]]:
         """(field, mask of bad rows, what is expected) of every check, in the order of ``validate``."""
