@@ -1,0 +1,73 @@
+"""Engines and transactions. A task opens one transaction; repositories never commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg2
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
+
+from ml.errors import StoreUnavailable
+
+__all__ = ["create_engine", "transaction"]
+
+CONNECT_TIMEOUT_SECONDS = 5
+
+
+def create_engine(url: str, *, application_name: str, pooled: bool = True) -> sa.Engine:
+    """An engine that checks a pooled connection before it hands it out. Connects to nothing yet.
+
+    Make it after the fork: two processes on one connection read each other's answers.
+
+    Args:
+        url: ``postgresql://`` or ``postgresql+psycopg2://``.
+        application_name: shown in ``pg_stat_activity``.
+        pooled: False opens and closes a connection for each transaction, for short commands.
+    """
+    options: dict[str, object] = {} if pooled else {"poolclass": NullPool}
+    return sa.create_engine(
+        sa.make_url(url).set(drivername="postgresql+psycopg2"),
+        pool_pre_ping=True,
+        connect_args={
+            "application_name": application_name,
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            # A half-open connection would hang a worker; keepalives find it in about 25 s.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            # PostgreSQL may be set to local time; rows are compared and printed in UTC.
+            "options": "-c timezone=UTC",
+        },
+        **options,
+    )
+
+
+@contextmanager
+def transaction(engine: sa.Engine) -> Iterator[Session]:
+    """A session that commits when the block ends, and rolls back when it raises.
+
+    Objects stay readable after the commit.
+
+    Raises:
+        StoreUnavailable: PostgreSQL did not answer, ended the connection, or gave the transaction
+            up (deadlock, time-out): nothing was committed, unless the connection broke during
+            COMMIT itself, when nobody knows; so what the block does must bear a second run.
+    """
+    try:
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+    except (OperationalError, InterfaceError, PoolTimeout) as error:
+        raise StoreUnavailable(_reason(error)) from error
+    except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:  # COPY goes past SQLAlchemy
+        raise StoreUnavailable(str(error).strip()) from error
+
+
+def _reason(error: Exception) -> str:
+    """The driver's own words: SQLAlchemy's hold the statement and its parameters as well."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return str(cause).strip()
