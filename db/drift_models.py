@@ -49,13 +49,15 @@ class ReferenceFeature(Base):
     """Column of the feature matrix."""
     importance: Mapped[float]
     sample: Mapped[bytes]
-    """Sorted float32, little endian."""
+    """Ascending float32, little endian, NaN last."""
     bin_edges: Mapped[list[float]]
-    bin_counts: Mapped[list[float]]
-    details: Mapped[Json] = mapped_column("metadata", server_default=text("'{}'"))
+    bin_shares: Mapped[list[float]]
+    rows: Mapped[int]
+    """Rows that the sample and the bins were made from."""
     __table_args__ = (
         UniqueConstraint("model_id", "position", name="uq_ml_reference_features_position"),
-        CheckConstraint("importance >= 0 AND importance < 'infinity'", name="importance"),
+        share("importance"),
+        CheckConstraint("cardinality(bin_shares) = cardinality(bin_edges) + 1", name="bins"),
     )
 
 

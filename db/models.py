@@ -195,10 +195,9 @@ class TrainingJob(Keyed, Base):
         share("progress"),
         CheckConstraint("length(id) BETWEEN 1 AND 155", name="id"),
         CheckConstraint("attempts BETWEEN 0 AND max_attempts", name="attempts"),
+        CheckConstraint("(state = 'running') = (lease_expires_at IS NOT NULL)", name="lease"),
         CheckConstraint(
-            "(state = 'running') = (lease_expires_at IS NOT NULL) AND "
-            "(state <> 'running' OR (fencing_token IS NOT NULL AND owner IS NOT NULL))",
-            name="lease",
+            "state <> 'running' OR (fencing_token IS NOT NULL AND owner IS NOT NULL)", name="owner"
         ),
         CheckConstraint("(state IN ('queued', 'running')) = (finished_at IS NULL)", name="finished"),
         Index(
@@ -235,6 +234,7 @@ class EvaluationRow(Keyed, Base):
     recall: Mapped[float | None]
     auc: Mapped[float | None]
     brier: Mapped[float | None]
+    brier_skill: Mapped[float | None]
     net_return_atr: Mapped[float | None]
     metrics: Mapped[Json]
     """Everything, with intervals."""

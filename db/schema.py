@@ -1,0 +1,66 @@
+"""Bring a database to the schema that this code was written for, and check that it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from db.session import create_engine
+from ml.errors import SchemaOutdated
+
+__all__ = ["downgrade", "require_current", "upgrade"]
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATION_LOCK = 0x416C7068615031  # "AlphaP1": any constant that nothing else uses
+
+
+def upgrade(url: str, *, revision: str = "head") -> None:
+    """Apply what is missing, in one transaction: all of it or nothing. Two may start at once.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: as the server said; nothing was changed.
+    """
+    _run(url, lambda config: command.upgrade(config, revision))
+
+
+def downgrade(url: str, *, revision: str) -> None:
+    """Take migrations back down to ``revision`` (``base``: all of them), with the data in their tables."""
+    _run(url, lambda config: command.downgrade(config, revision))
+
+
+def require_current(engine: sa.Engine) -> None:
+    """Pass if the database is at the newest migration.
+
+    Raises:
+        SchemaOutdated: it is not; names both revisions.
+    """
+    wanted = ScriptDirectory.from_config(_config()).get_current_head()
+    with engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    if found != wanted:
+        raise SchemaOutdated(
+            f"the database is at migration {found}, this code needs {wanted}; "
+            "`alphaplus database upgrade` applies what is missing"
+        )
+
+
+def _config() -> Config:
+    config = Config()
+    # A percent sign in the path would be read as an interpolation by Alembic's ini parser.
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _run(url: str, action: Callable[[Config], None]) -> None:
+    engine = create_engine(url, application_name="alphaplus migrate", pooled=False)
+    with engine.begin() as connection:
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+        config = _config()
+        config.attributes["connection"] = connection
+        action(config)
