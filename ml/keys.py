@@ -15,6 +15,7 @@ __all__ = [
     "MODEL_REGIMES",
     "REGIMES",
     "ModelKey",
+    "check_regime",
     "check_symbol",
     "interval_duration",
 ]
@@ -62,6 +63,17 @@ def interval_duration(interval: object) -> timedelta:
     return INTERVALS[interval]
 
 
+def check_regime(regime: object) -> str:
+    """Return ``regime`` if a model can be named after it.
+
+    Raises:
+        KeyRejected: it is not one of ``MODEL_REGIMES``.
+    """
+    if not isinstance(regime, str) or regime not in MODEL_REGIMES:
+        raise KeyRejected("regime", regime, "one of " + ", ".join(MODEL_REGIMES))
+    return regime
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class ModelKey:
     """What a model answers for. Checked when made, so that a ModelKey in hand is a valid one.
@@ -77,8 +89,7 @@ class ModelKey:
     def __post_init__(self) -> None:
         check_symbol(self.symbol)
         interval_duration(self.interval)
-        if not isinstance(self.regime, str) or self.regime not in MODEL_REGIMES:
-            raise KeyRejected("regime", self.regime, "one of " + ", ".join(MODEL_REGIMES))
+        check_regime(self.regime)
 
     def __str__(self) -> str:
         return f"{self.symbol} {self.interval} {self.regime}"
