@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ml.errors import ConfigRejected
 
-__all__ = ["FitConfig", "GateConfig", "LabelConfig", "SplitConfig", "TrainingConfig"]
+__all__ = ["FitConfig", "GateConfig", "LabelConfig", "SplitConfig", "TrainingConfig", "canonical_json"]
 
 
 class _Frozen(BaseModel):
@@ -55,6 +55,7 @@ class FitConfig(_Frozen):
     max_bin: int = Field(256, ge=16, le=1024)
     early_stopping_rounds: int = Field(50, ge=1, le=400)
     recency_half_life_days: float = Field(365.0, gt=0)
+    max_missing_share: float = Field(0.2, ge=0, le=1, description="of a feature's values in the fit rows")
     seed: int = Field(7, ge=0)
     threads: int = Field(2, ge=1, le=64, description="part of the identity: sums depend on their order")
 
@@ -76,6 +77,12 @@ class TrainingConfig(_Frozen):
 
     pool: Literal["key", "symbol", "all"] = "all"
     calibration: Literal["sigmoid", "isotonic"] = "sigmoid"
+    threshold_margin: float = Field(
+        0.02,
+        ge=0,
+        le=0.2,
+        description="kept over the precision and recall gates when the threshold is chosen",
+    )
     bootstrap_samples: int = Field(1000, ge=100, le=20_000)
     labels: LabelConfig = LabelConfig()
     split: SplitConfig = SplitConfig()
@@ -111,6 +118,15 @@ class TrainingConfig(_Frozen):
         return _digest(self.model_dump(mode="json", include={"pool", "labels", "split", "fit"}))
 
 
+def canonical_json(value: object) -> bytes:
+    """The one way to write ``value`` as JSON: sorted keys, no spaces, ASCII; equal values give equal bytes.
+
+    Raises:
+        ValueError: NaN or an infinity.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text.encode("ascii")
+
+
 def _digest(value: object) -> str:
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical_json(value)).hexdigest()

@@ -1,0 +1,188 @@
+"""What is stored of a model, and how it is read again: canonical JSON and XGBoost's UBJSON. Never pickle.
+
+A model's JSON names its booster's sha256, so the model's own sha256 covers both; many keys share one booster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml.calibration import Calibration, ReturnBins, Threshold, calibration_from_json
+from ml.config import canonical_json
+from ml.errors import ArtifactCorrupt
+from ml.keys import ModelKey
+
+if TYPE_CHECKING:
+    from xgboost import Booster
+
+__all__ = [
+    "FORMAT",
+    "Model",
+    "Predictor",
+    "booster_margin",
+    "from_bytes",
+    "load",
+    "load_booster",
+    "sha256_hex",
+    "to_bytes",
+    "verify",
+]
+
+FORMAT = 1
+"""Version of the JSON: a reader refuses any other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One key's model: everything that answering needs but the trees, which ``booster_sha256`` names."""
+
+    key: ModelKey
+    as_of: datetime
+    """The data cut: nothing known later went in. Aware, UTC."""
+    pool: str
+    """Whose rows the trees grew on: key, symbol or all."""
+    booster_sha256: str
+    feature_names: tuple[str, ...]
+    calibration: Calibration
+    threshold: Threshold
+    return_bins: ReturnBins
+    pattern_hit_rates: Mapping[str, float]
+    """The patterns' own confidence as of ``as_of``, for live signals."""
+    base_rate: float
+    """Share of hits among the key's rows whose outcome was known before the test span."""
+    spans: Mapping[str, str]
+    """Where the early-stop, calibrate and test parts begin; ISO-8601, UTC."""
+    rows: Mapping[str, int]
+    """The key's own rows in each part."""
+    config_digest: str
+    libraries: Mapping[str, str]
+    """Versions under which the same bytes come out again."""
+
+
+def to_bytes(model: Model) -> bytes:
+    """Canonical JSON: equal models give equal bytes.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    body = {field.name: getattr(model, field.name) for field in fields(model)}
+    body |= {
+        "format": FORMAT,
+        "key": [model.key.symbol, model.key.interval, model.key.regime],
+        "as_of": model.as_of.isoformat(),
+        "calibration": model.calibration.to_json(),
+        "threshold": model.threshold.to_json(),
+        "return_bins": model.return_bins.to_json(),
+    }
+    return canonical_json(body)
+
+
+def from_bytes(body: bytes) -> Model:
+    """The inverse of ``to_bytes``; check the sha256 first (``verify``).
+
+    Raises:
+        ArtifactCorrupt: not a model, or one of another format version.
+    """
+    try:
+        value: dict[str, Any] = json.loads(body)
+        version = value.pop("format")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ArtifactCorrupt(
+            f"{len(body)} bytes are no model's JSON: {error!r}; restore the artifact"
+        ) from error
+    if version != FORMAT:
+        raise ArtifactCorrupt(
+            f"model format {version!r}; this code reads {FORMAT}: use the code that wrote it"
+        )
+    try:
+        return Model(
+            **value
+            | {
+                "key": ModelKey(*value["key"]),
+                "as_of": datetime.fromisoformat(value["as_of"]),
+                "feature_names": tuple(value["feature_names"]),
+                "calibration": calibration_from_json(value["calibration"]),
+                "threshold": Threshold(**value["threshold"]),
+                "return_bins": ReturnBins.from_json(value["return_bins"]),
+            }
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactCorrupt(f"a part of the model's JSON is missing or wrong: {error!r}") from error
+
+
+def sha256_hex(body: bytes) -> str:
+    """Lower-case hex sha256 of ``body``."""
+    return hashlib.sha256(body).hexdigest()
+
+
+def verify(body: bytes, sha256: str) -> bytes:
+    """Return ``body`` if its sha256 is ``sha256``.
+
+    Raises:
+        ArtifactCorrupt: it is not.
+    """
+    found = sha256_hex(body)
+    if found != sha256:
+        raise ArtifactCorrupt(
+            f"{len(body)} bytes have sha256 {found}, not {sha256} as recorded; restore them or train again"
+        )
+    return body
+
+
+class Predictor:
+    """A model with its trees in memory."""
+
+    def __init__(self, model: Model, booster: Booster) -> None:
+        self.model = model
+        self._booster = booster
+
+    def margin(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(n,) raw log-odds of features (n, F); NaN takes each split's default side."""
+        return booster_margin(self._booster, features)
+
+    def confidence(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(n,) calibrated probabilities of features (n, F), columns as ``model.feature_names``."""
+        return self.model.calibration.confidence(self.margin(features))
+
+
+def load(model_body: bytes, model_sha256: str, booster_body: bytes) -> Predictor:
+    """Check both bodies and make them answer.
+
+    Args:
+        model_body: from ``to_bytes``.
+        model_sha256: recorded when the model was judged.
+        booster_body: the UBJSON that the model names.
+
+    Raises:
+        ArtifactCorrupt: a sha256 does not match, the format is unknown, or the trees are of other features.
+    """
+    model = from_bytes(verify(model_body, model_sha256))
+    booster = load_booster(verify(booster_body, model.booster_sha256))
+    if tuple(booster.feature_names or ()) != model.feature_names:
+        raise ArtifactCorrupt(
+            f"the booster's features are not the model's {len(model.feature_names)} in order; restore it"
+        )
+    return Predictor(model, booster)
+
+
+def load_booster(ubjson: bytes) -> Booster:
+    """Trees from verified UBJSON. One thread: handing a few rows to more costs more than it saves."""
+    from xgboost import Booster
+
+    booster = Booster({"nthread": 1})
+    booster.load_model(bytearray(ubjson))
+    return booster
+
+
+def booster_margin(booster: Booster, features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(n,) log-odds of features (n, F): float32 sums of leaves, widened, the same in a batch and alone."""
+    raw = booster.inplace_predict(np.ascontiguousarray(features, np.float32), predict_type="margin")
+    return np.asarray(raw, dtype=np.float64)

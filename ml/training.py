@@ -1,0 +1,366 @@
+"""From signal rows to a challenger: a fit that keys share, and what is a key's own.
+
+``fit_booster`` grows trees on the pooled rows, once per data cut. ``fit_key`` calibrates them on one key's
+own rows, chooses its threshold, judges it on rows that neither saw, and keeps the reference that drift is
+measured against.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml.artifact import Model, Predictor, booster_margin, load_booster, sha256_hex, verify
+from ml.calibration import choose_threshold, fit_calibration, fit_return_bins
+from ml.config import FitConfig, TrainingConfig
+from ml.drift import Reference, drift_score, make_reference
+from ml.errors import TrainingRefused
+from ml.evaluation import BLOCK_HORIZONS, Evaluation, evaluate
+from ml.keys import ALL_REGIMES, REGIMES, ModelKey, interval_duration
+from ml.rows import SignalRows
+from ml.splits import Split, SplitTimes, split, split_times
+
+if TYPE_CHECKING:
+    from xgboost import Booster
+
+__all__ = ["Challenger", "FittedBooster", "fit_booster", "fit_key", "judge", "own_rows", "pool_rows"]
+
+LIBRARIES = ("numpy", "scipy", "scikit-learn", "TA-Lib", "xgboost-cpu")
+REGIME_FEATURE = "regime_"
+"""Features that say the regime are constant among one regime's rows, and may be."""
+
+OnRound = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedBooster:
+    """Trees, and what a later job needs to use them without the rows they grew on."""
+
+    ubjson: bytes
+    sha256: str
+    interval: str
+    feature_names: tuple[str, ...]
+    importance: tuple[float, ...]
+    """Share of the total gain of each feature; adds to 1."""
+    times: SplitTimes
+    trees: int
+    rows: Mapping[str, int]
+    """Rows by part: fit, early_stop."""
+    symbols: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the bytes, as plain values."""
+        return {
+            "sha256": self.sha256,
+            "interval": self.interval,
+            "feature_names": list(self.feature_names),
+            "importance": list(self.importance),
+            "times": self.times.to_json(),
+            "trees": self.trees,
+            "rows": dict(self.rows),
+            "symbols": list(self.symbols),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], ubjson: bytes) -> Self:
+        """The inverse of ``to_json``, with the bytes checked.
+
+        Raises:
+            ArtifactCorrupt: ``ubjson`` does not match the recorded sha256.
+        """
+        return cls(
+            ubjson=verify(ubjson, value["sha256"]),
+            **dict(value)
+            | {
+                "feature_names": tuple(value["feature_names"]),
+                "importance": tuple(value["importance"]),
+                "times": SplitTimes.from_json(value["times"]),
+                "symbols": tuple(value["symbols"]),
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenger:
+    """A trained model and how it was judged; not yet promoted."""
+
+    model: Model
+    evaluation: Evaluation
+    reference: Reference
+    drift_score: float | None
+    """Between the reference and the test rows; see ``ml.drift.drift_score``."""
+    predictor: Predictor
+
+
+def own_rows(key: ModelKey, rows: SignalRows) -> SignalRows:
+    """The key's own rows: its symbol's, of its regime (of every regime for ``all``)."""
+    if key.symbol not in rows.symbols:
+        return rows.take(np.zeros(len(rows), dtype=bool))
+    keep = rows.symbol_code == rows.symbols.index(key.symbol)
+    if key.regime != ALL_REGIMES:
+        keep &= rows.regime == REGIMES.index(key.regime)
+    return rows.take(keep)
+
+
+def pool_rows(key: ModelKey, tables: Sequence[SignalRows], pool: str) -> SignalRows:
+    """The rows that the trees of ``key`` grow on, from the tables of every symbol of its interval.
+
+    Args:
+        key: whose fit it is.
+        tables: one or more tables, the key's symbol among them.
+        pool: ``key``: its own rows; ``symbol``: its symbol's; ``all``: every row.
+    """
+    if pool == "all":
+        return SignalRows.concatenate(tables)
+    wanted = key if pool == "key" else key.fallback
+    return own_rows(
+        wanted, SignalRows.concatenate([table for table in tables if key.symbol in table.symbols])
+    )
+
+
+def fit_booster(
+    rows: SignalRows,
+    config: TrainingConfig,
+    *,
+    interval: str,
+    times: SplitTimes | None = None,
+    on_round: OnRound | None = None,
+) -> FittedBooster:
+    """Grow trees on the fit part of ``rows``; its newest part says how many.
+
+    Same rows, config and library versions: the same bytes.
+
+    Args:
+        rows: the pooled rows (``pool_rows``), sorted by close time, of one interval.
+        config: ``split`` and ``fit`` are read.
+        interval: of the candles the rows come from.
+        times: boundaries of the parts; by default quantiles of ``rows``.
+        on_round: called after each tree with (trees so far, most trees); what it raises stops the fit.
+
+    Raises:
+        TrainingRefused: ``too_few_rows``, ``one_class``, ``missing_features`` or ``constant_features``.
+    """
+    times = times or split_times(rows, config.split)
+    parts = split(rows, times, embargo=config.split.embargo_bars * interval_duration(interval))
+    _check_fit_rows(rows, parts, config)
+    booster = _train(rows.take(parts.fit), rows.take(parts.early_stop), config.fit, on_round)
+    ubjson = bytes(booster.save_raw("ubj"))
+    return FittedBooster(
+        ubjson=ubjson,
+        sha256=sha256_hex(ubjson),
+        interval=interval,
+        feature_names=rows.feature_names,
+        importance=_importance(booster, rows.feature_names),
+        times=times,
+        trees=booster.num_boosted_rounds(),
+        rows={"fit": len(parts.fit), "early_stop": len(parts.early_stop)},
+        symbols=rows.symbols,
+    )
+
+
+def fit_key(
+    key: ModelKey,
+    rows: SignalRows,
+    fitted: FittedBooster,
+    config: TrainingConfig,
+    *,
+    as_of: datetime,
+) -> Challenger:
+    """Make the shared trees a key's own model, and judge it.
+
+    Args:
+        key: whose model.
+        rows: its symbol's rows, all regimes.
+        fitted: from ``fit_booster``, of the key's interval.
+        config: as for the fit.
+        as_of: the data cut, aware.
+
+    Raises:
+        TrainingRefused: ``too_few_rows`` (then the symbol's ``all`` model serves the key) or ``one_class``.
+    """
+    own = own_rows(key, rows)
+    parts = split(own, fitted.times, embargo=config.split.embargo_bars * interval_duration(key.interval))
+    _check_key_rows(key, own, parts, config)
+    calibrate, test = own.take(parts.calibrate), own.take(parts.test)
+    known = own.take(np.flatnonzero(own.labelled & (own.label_end <= fitted.times.test_start)))
+
+    booster = load_booster(fitted.ubjson)
+    margin = booster_margin(booster, calibrate.features)
+    calibration = fit_calibration(config.calibration, margin, calibrate.label, calibrate.uniqueness)
+    confidence = calibration.confidence(margin)
+    model = Model(
+        key=key,
+        as_of=as_of,
+        pool=config.pool,
+        booster_sha256=fitted.sha256,
+        feature_names=fitted.feature_names,
+        calibration=calibration,
+        threshold=choose_threshold(confidence, calibrate.label, config.gates, margin=config.threshold_margin),
+        return_bins=fit_return_bins(
+            confidence, calibrate.gross_return_atr - calibrate.cost_atr, calibrate.uniqueness
+        ),
+        pattern_hit_rates={},
+        base_rate=float(known.label.mean()),
+        spans=fitted.times.to_json(),
+        rows={name: len(getattr(parts, name)) for name in Split.__slots__},
+        config_digest=config.digest(),
+        libraries=_libraries(),
+    )
+    predictor = Predictor(model, booster)
+    trained = own.take(np.concatenate([parts.fit, parts.early_stop, parts.calibrate]))
+    reference = make_reference(trained.features, fitted.feature_names, np.array(fitted.importance))
+    return Challenger(
+        model=model,
+        evaluation=judge(predictor, test, config, known_base_rate=model.base_rate),
+        reference=reference,
+        drift_score=drift_score(reference, test.features),
+        predictor=predictor,
+    )
+
+
+def judge(
+    predictor: Predictor, rows: SignalRows, config: TrainingConfig, *, known_base_rate: float
+) -> Evaluation:
+    """Evaluate a model on rows it never saw; a champion on its challenger's test rows, for example.
+
+    Args:
+        predictor: the model.
+        rows: labelled rows of its key, sorted by close time.
+        config: ``bootstrap_samples``, ``labels.horizon_bars`` and ``fit.seed`` are read.
+        known_base_rate: share of hits known before these rows.
+    """
+    confidence = predictor.confidence(rows.features)
+    interval = interval_duration(predictor.model.key.interval)
+    return evaluate(
+        rows,
+        confidence=confidence,
+        threshold=predictor.model.threshold.value,
+        expected_net_return_atr=predictor.model.return_bins.expected(confidence),
+        known_base_rate=known_base_rate,
+        block=BLOCK_HORIZONS * config.labels.horizon_bars * interval,
+        samples=config.bootstrap_samples,
+        seed=config.fit.seed,
+    )
+
+
+def _train(fit: SignalRows, stop: SignalRows, config: FitConfig, on_round: OnRound | None) -> Booster:
+    # Imported here: xgboost starts OpenMP threads, which must not exist before a worker forks.
+    import xgboost as xgb
+
+    class Progress(xgb.callback.TrainingCallback):
+        def after_iteration(self, _model: Booster, epoch: int, _evals_log: object) -> bool:
+            if on_round is not None:
+                on_round(epoch + 1, config.n_estimators)
+            return False
+
+    weight = fit.uniqueness * 0.5 ** (_age_days(fit.close_time) / config.recency_half_life_days)
+    shared = {"feature_names": list(fit.feature_names), "max_bin": config.max_bin, "nthread": config.threads}
+    grown_on = xgb.QuantileDMatrix(fit.features, fit.label, weight=weight / weight.mean(), **shared)
+    watched = xgb.QuantileDMatrix(stop.features, stop.label, weight=stop.uniqueness, ref=grown_on, **shared)
+    parameters = {
+        "objective": "binary:logistic",
+        "eval_metric": "logloss",
+        "tree_method": "hist",
+        "max_depth": config.max_depth,
+        "eta": config.learning_rate,
+        "subsample": config.subsample,
+        "colsample_bytree": config.colsample_bytree,
+        "lambda": config.reg_lambda,
+        "min_child_weight": config.min_child_weight,
+        "max_bin": config.max_bin,
+        "seed": config.seed,
+        "nthread": config.threads,
+    }
+    return xgb.train(
+        parameters,
+        grown_on,
+        num_boost_round=config.n_estimators,
+        evals=[(watched, "early_stop")],
+        verbose_eval=False,
+        callbacks=[
+            Progress(),
+            xgb.callback.EarlyStopping(rounds=config.early_stopping_rounds, save_best=True),
+        ],
+    )
+
+
+def _age_days(times: NDArray[np.datetime64]) -> NDArray[np.float64]:
+    days: NDArray[np.float64] = (times[-1] - times) / np.timedelta64(1, "D")
+    return days
+
+
+def _importance(booster: Booster, names: tuple[str, ...]) -> tuple[float, ...]:
+    gain = booster.get_score(importance_type="total_gain")
+    gains = np.array([gain.get(name, 0.0) for name in names], dtype=np.float64)
+    if gains.sum() == 0:  # no tree found a split worth making
+        return (1 / len(names),) * len(names)
+    return tuple((gains / gains.sum()).tolist())
+
+
+def _check_fit_rows(rows: SignalRows, parts: Split, config: TrainingConfig) -> None:
+    """Refuse rows that no tree should grow on."""
+    least = {"fit": config.split.min_fit_rows, "early_stop": config.split.min_calibrate_rows}
+    for name, limit in least.items():
+        found = len(getattr(parts, name))
+        if found < limit:
+            raise TrainingRefused(
+                "too_few_rows",
+                f"{found} signals of pool {config.pool!r} in the {name} part, at least {limit} are needed: "
+                "import more candles or pool more",
+            )
+    for name in least:
+        _check_two_classes(rows.label[getattr(parts, name)], f"the {name} part of the pool {config.pool!r}")
+    features = rows.features[parts.fit]
+    missing = np.isnan(features).mean(axis=0)
+    worst = int(missing.argmax())
+    if missing[worst] > config.fit.max_missing_share:
+        raise TrainingRefused(
+            "missing_features",
+            f"feature {rows.feature_names[worst]} is missing in {missing[worst]:.1%} of {len(features)} "
+            f"rows, at most {config.fit.max_missing_share:.1%} is allowed",
+        )
+    constant = np.fmin.reduce(features) == np.fmax.reduce(features)
+    named = [
+        name
+        for name, same in zip(rows.feature_names, constant, strict=True)
+        if same and not name.startswith(REGIME_FEATURE)
+    ]
+    if named:
+        raise TrainingRefused(
+            "constant_features",
+            f"{len(named)} features never change in {len(features)} rows, 0 may: {', '.join(named[:5])}",
+        )
+
+
+def _check_key_rows(key: ModelKey, own: SignalRows, parts: Split, config: TrainingConfig) -> None:
+    """Refuse a key that has too little of its own to be calibrated or judged on."""
+    served = "" if key == key.fallback else f"; served by {key.symbol} {ALL_REGIMES}"
+    least = {"calibrate": config.split.min_calibrate_rows, "test": config.split.min_test_rows}
+    for name, limit in least.items():
+        found = len(getattr(parts, name))
+        if found < limit:
+            raise TrainingRefused(
+                "too_few_rows",
+                f"{found} signals of {key} in the {name} part, at least {limit} are needed{served}",
+            )
+        _check_two_classes(own.label[getattr(parts, name)], f"the {name} part of {key}")
+
+
+def _check_two_classes(label: NDArray[np.float64], what: str) -> None:
+    if label.min() == label.max():
+        outcome = "reached" if label[0] == 1 else "missed"
+        raise TrainingRefused(
+            "one_class",
+            f"all {len(label)} signals in {what} {outcome} their profit-take; both outcomes are needed",
+        )
+
+
+def _libraries() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
