@@ -1,0 +1,305 @@
+"""The market's features: names, the lookback of each, one function for batch and live.
+
+Every feature is a ratio (of prices, of volumes, or of a price move to ATR), so that symbols can be
+pooled and a change of currency changes nothing. None is cumulative: each is decided by its lookback,
+and ``WINDOW`` candles give the last row of any longer array to 1e-9 of the feature's scale.
+Candles count by row: a gap in time is not filled and not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import talib
+from numpy.typing import NDArray
+
+from ml import regimes
+from ml.candles import Candles
+from ml.rolling import ema_lookback, rolling_slope, rolling_sum, wilder_lookback
+
+__all__ = ["FEATURES", "FEATURE_NAMES", "WINDOW", "Feature", "market_features"]
+
+Floats = NDArray[np.float64]
+
+WINDOW = 1024
+"""Candles that a live request needs: the longest lookback, and room for what the noise filter drops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One column of ``market_features``."""
+
+    name: str
+    lookback: int
+    """Earlier candles that decide the value to 1e-9 of its scale; NaN for as many first rows."""
+    source: str
+    """TA-Lib's functions in capitals; ``rolling`` is ``ml.rolling``."""
+    compute: Callable[[_Market], Floats]
+    oriented: bool = False
+    """True: the sign means up or down, so that it turns with a signal's direction."""
+
+
+class _Market:
+    """Candles, and what several features share."""
+
+    def __init__(self, candles: Candles) -> None:
+        self.open, self.high, self.low = candles.open, candles.high, candles.low
+        self.close, self.volume = candles.close, candles.volume
+        self.regime = regimes.measure(candles)
+        self.atr = self.regime.atr
+        self.hlc = (self.high, self.low, self.close)
+        self.log_close = np.log(self.close)
+        self.step = np.diff(self.log_close, prepend=np.nan)
+        self.macd = talib.MACD(self.close, 12, 26, 9)
+        self.stochastic = talib.STOCH(*self.hlc, fastk_period=14, slowk_period=3, slowd_period=3)
+
+
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    """``part / whole``, NaN where ``whole`` is not over 0: undefined, not infinite."""
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+
+
+def _centred(percent: Floats) -> Floats:
+    """An oscillator of 0..100 as -1..1, so that its sign means up or down."""
+    centred: Floats = percent / 50 - 1
+    return centred
+
+
+def _move(m: _Market, bars: int) -> Floats:
+    """Price move in ATR, over what a random walk makes of as many bars."""
+    return _ratio(talib.MOM(m.close, bars), m.atr * np.sqrt(bars))
+
+
+def _above(m: _Market, line: Floats) -> Floats:
+    """How far the close is above a line, in ATR."""
+    return _ratio(m.close - line, m.atr)
+
+
+def _slope(m: _Market, bars: int) -> Floats:
+    """Slope of the regression line of the log close, in ATR a bar."""
+    return _ratio(rolling_slope(m.log_close, bars) * m.close, m.atr)
+
+
+def _channel(m: _Market, bars: int) -> Floats:
+    """Place of the close between the lowest low (-1) and the highest high (1): Donchian's channel."""
+    floor, ceiling = talib.MIN(m.low, bars), talib.MAX(m.high, bars)
+    return 2 * _ratio(m.close - floor, ceiling - floor) - 1
+
+
+def _directional(m: _Market) -> Floats:
+    return (talib.PLUS_DI(*m.hlc, PERIOD) - talib.MINUS_DI(*m.hlc, PERIOD)) / 100
+
+
+def _bollinger(m: _Market) -> Floats:
+    """Place of the close between the bands: -1 lower, 1 upper; NaN while the spread is only rounding."""
+    middle = rolling_sum(m.close, 20) / 20
+    width = m.regime.width
+    return _ratio(m.close - middle, np.where(width > 1e-12, width * middle / 2, 0.0))
+
+
+def _volatility_ratio(m: _Market) -> Floats:
+    """Spread of the last 12 log returns over that of the last 72 (around 0: hourly drift is noise)."""
+    square = m.step**2
+    return np.sqrt(_ratio(rolling_sum(square, 12) / 12, rolling_sum(square, 72) / 72))
+
+
+def _volume_ratio(m: _Market, short: int, long: int) -> Floats:
+    return _ratio(rolling_sum(m.volume, short) / short, rolling_sum(m.volume, long) / long)
+
+
+def _on_balance(m: _Market) -> Floats:
+    """On-balance volume (Granville) of 24 candles, as a share of their volume."""
+    return _ratio(rolling_sum(np.sign(m.step) * m.volume, 24), rolling_sum(m.volume, 24))
+
+
+def _money_flow(m: _Market) -> Floats:
+    """Chaikin money flow of 20 candles: volume times the close's place in its range, 0 if it has none."""
+    place = np.nan_to_num(2 * _ratio(m.close - m.low, m.high - m.low) - 1)
+    return _ratio(rolling_sum(place * m.volume, 20), rolling_sum(m.volume, 20))
+
+
+def _volume_weighted(m: _Market) -> Floats:
+    """The close above the volume-weighted price of 24 candles, in ATR."""
+    traded = talib.TYPPRICE(*m.hlc) * m.volume
+    return _above(m, _ratio(rolling_sum(traded, 24), rolling_sum(m.volume, 24)))
+
+
+def _wicks(m: _Market) -> Floats:
+    """Lower wick minus upper wick, over the range: over 0 where the price was pushed back up."""
+    top, bottom = np.maximum(m.open, m.close), np.minimum(m.open, m.close)
+    return _ratio((bottom - m.low) - (m.high - top), m.high - m.low)
+
+
+PERIOD = 14
+ATR = PERIOD + wilder_lookback(PERIOD)
+"""Lookback of ATR(14), and so of everything measured in it."""
+ADX = ATR + 2 * PERIOD + 40
+"""ADX smooths what ATR has smoothed, so that it forgets later."""
+
+FEATURES: tuple[Feature, ...] = (
+    Feature("move_1", ATR, "MOM(1) / ATR(14)", lambda m: _move(m, 1), oriented=True),
+    Feature("move_3", ATR, "MOM(3) / ATR(14) / sqrt(3)", lambda m: _move(m, 3), oriented=True),
+    Feature("move_6", ATR, "MOM(6) / ATR(14) / sqrt(6)", lambda m: _move(m, 6), oriented=True),
+    Feature("move_12", ATR, "MOM(12) / ATR(14) / sqrt(12)", lambda m: _move(m, 12), oriented=True),
+    Feature("move_24", ATR, "MOM(24) / ATR(14) / sqrt(24)", lambda m: _move(m, 24), oriented=True),
+    Feature("move_72", ATR, "MOM(72) / ATR(14) / sqrt(72)", lambda m: _move(m, 72), oriented=True),
+    Feature("move_168", ATR, "MOM(168) / ATR(14) / sqrt(168)", lambda m: _move(m, 168), oriented=True),
+    Feature(
+        "rsi_7", 7 + wilder_lookback(7), "RSI(7)", lambda m: _centred(talib.RSI(m.close, 7)), oriented=True
+    ),
+    Feature("rsi_14", ATR, "RSI(14)", lambda m: _centred(talib.RSI(m.close, 14)), oriented=True),
+    Feature(
+        "rsi_28",
+        28 + wilder_lookback(28),
+        "RSI(28)",
+        lambda m: _centred(talib.RSI(m.close, 28)),
+        oriented=True,
+    ),
+    Feature("stoch_k", 17, "STOCH(14, 3, 3), %K", lambda m: _centred(m.stochastic[0]), oriented=True),
+    Feature("stoch_d", 17, "STOCH(14, 3, 3), %D", lambda m: _centred(m.stochastic[1]), oriented=True),
+    Feature(
+        "stochrsi",
+        ATR + 14,
+        "STOCHRSI(14, 14)",
+        lambda m: _centred(talib.STOCHRSI(m.close, 14, 14, 1)[0]),
+        oriented=True,
+    ),
+    Feature("willr_50", 49, "WILLR(50)", lambda m: _centred(talib.WILLR(*m.hlc, 50) + 100), oriented=True),
+    Feature("cci_20", 19, "CCI(20) / 100", lambda m: talib.CCI(*m.hlc, 20) / 100, oriented=True),
+    Feature("mfi_14", 14, "MFI(14)", lambda m: _centred(talib.MFI(*m.hlc, m.volume, 14)), oriented=True),
+    Feature(
+        "ultosc", 28, "ULTOSC(7, 14, 28)", lambda m: _centred(talib.ULTOSC(*m.hlc, 7, 14, 28)), oriented=True
+    ),
+    Feature(
+        "aroonosc_25",
+        25,
+        "AROONOSC(25) / 100",
+        lambda m: talib.AROONOSC(m.high, m.low, 25) / 100,
+        oriented=True,
+    ),
+    Feature("bop", 0, "BOP", lambda m: talib.BOP(m.open, *m.hlc), oriented=True),
+    Feature(
+        "trix_15",
+        ATR,
+        "TRIX(15) / NATR(14)",
+        lambda m: _ratio(talib.TRIX(m.close, 15) * m.close, 100 * m.atr),
+        oriented=True,
+    ),
+    Feature("macd", ATR, "MACD(12, 26) / ATR(14)", lambda m: _ratio(m.macd[0], m.atr), oriented=True),
+    Feature(
+        "macd_histogram",
+        ATR,
+        "MACD(12, 26, 9) histogram / ATR(14)",
+        lambda m: _ratio(m.macd[2], m.atr),
+        oriented=True,
+    ),
+    Feature(
+        "ema_9", ATR, "(close - EMA(9)) / ATR(14)", lambda m: _above(m, talib.EMA(m.close, 9)), oriented=True
+    ),
+    Feature(
+        "ema_21",
+        ATR,
+        "(close - EMA(21)) / ATR(14)",
+        lambda m: _above(m, talib.EMA(m.close, 21)),
+        oriented=True,
+    ),
+    Feature(
+        "ema_50",
+        50 + ema_lookback(50),
+        "(close - EMA(50)) / ATR(14)",
+        lambda m: _above(m, talib.EMA(m.close, 50)),
+        oriented=True,
+    ),
+    Feature(
+        "tema_20",
+        ATR,
+        "(close - TEMA(20)) / ATR(14)",
+        lambda m: _above(m, talib.TEMA(m.close, 20)),
+        oriented=True,
+    ),
+    Feature(
+        "wma_100",
+        ATR,
+        "(close - WMA(100)) / ATR(14)",
+        lambda m: _above(m, talib.WMA(m.close, 100)),
+        oriented=True,
+    ),
+    Feature(
+        "midprice_24",
+        ATR,
+        "(close - MIDPRICE(24)) / ATR(14)",
+        lambda m: _above(m, talib.MIDPRICE(m.high, m.low, 24)),
+        oriented=True,
+    ),
+    Feature(
+        "linearreg_24",
+        ATR,
+        "(close - LINEARREG(24)) / ATR(14)",
+        lambda m: _above(m, talib.LINEARREG(m.close, 24)),
+        oriented=True,
+    ),
+    Feature(
+        "slope_14", ATR, "rolling: slope of 14 log closes / NATR(14)", lambda m: _slope(m, 14), oriented=True
+    ),
+    Feature(
+        "slope_48", ATR, "rolling: slope of 48 log closes / NATR(14)", lambda m: _slope(m, 48), oriented=True
+    ),
+    Feature(
+        "channel_200",
+        199,
+        "close between MIN(low, 200) and MAX(high, 200)",
+        lambda m: _channel(m, 200),
+        oriented=True,
+    ),
+    Feature("di_14", ATR, "(PLUS_DI(14) - MINUS_DI(14)) / 100", _directional, oriented=True),
+    Feature("bollinger_20", 19, "rolling: close between the bands of 20", _bollinger, oriented=True),
+    Feature("on_balance_24", 24, "rolling: OBV of 24 / their volume", _on_balance, oriented=True),
+    Feature("money_flow_20", 19, "rolling: Chaikin money flow of 20", _money_flow, oriented=True),
+    Feature(
+        "vwap_24", ATR, "(close - rolling VWAP of 24 TYPPRICE) / ATR(14)", _volume_weighted, oriented=True
+    ),
+    Feature("wicks", 0, "(lower wick - upper wick) / range", _wicks, oriented=True),
+    Feature("adx_14", ADX, "ADX(14)", lambda m: m.regime.adx),
+    Feature(
+        "adx_change", ADX + 13, "ADX(14) - ADXR(14)", lambda m: m.regime.adx - talib.ADXR(*m.hlc, PERIOD)
+    ),
+    Feature("natr_14", ATR, "NATR(14) / 100", lambda m: _ratio(m.atr, m.close)),
+    Feature(
+        "atr_ratio",
+        28 + wilder_lookback(28),
+        "ATR(7) / ATR(28)",
+        lambda m: _ratio(talib.ATR(*m.hlc, 7), talib.ATR(*m.hlc, 28)),
+    ),
+    Feature("true_range", ATR, "TRANGE / ATR(14)", lambda m: _ratio(talib.TRANGE(*m.hlc), m.atr)),
+    Feature("volatility_ratio", 72, "rolling: spread of 12 log returns / of 72", _volatility_ratio),
+    Feature("bollinger_width_20", 19, "rolling: band width of 20 / middle", lambda m: m.regime.width),
+    Feature(
+        "atr_rank_500", regimes.LOOKBACK, "rolling: rank of NATR(14) in 500", lambda m: m.regime.atr_rank
+    ),
+    Feature(
+        "width_rank_500", 19 + 499, "rolling: rank of the band width in 500", lambda m: m.regime.width_rank
+    ),
+    Feature("volume_surge", 19, "rolling: volume / mean of 20", lambda m: _volume_ratio(m, 1, 20)),
+    Feature("volume_trend", 95, "rolling: mean volume of 12 / of 96", lambda m: _volume_ratio(m, 12, 96)),
+)
+"""The columns of ``market_features``, in order."""
+
+FEATURE_NAMES = tuple(feature.name for feature in FEATURES)
+
+
+def market_features(candles: Candles) -> Floats:
+    """Every feature of every candle: (n, ``len(FEATURES)``) float64, columns as ``FEATURE_NAMES``.
+
+    Row t uses candles up to t. NaN in a feature's first ``lookback`` rows, and where it is undefined
+    (no range, no volume, no movement in its window); never infinite.
+    """
+    if len(candles) == 0:
+        return np.empty((0, len(FEATURES)))
+    market = _Market(candles)
+    columns = np.empty((len(FEATURES), len(candles)))
+    for column, feature in zip(columns, FEATURES, strict=True):
+        column[:] = feature.compute(market)
+        column[: feature.lookback] = np.nan
+    return columns.T
