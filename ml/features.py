@@ -58,13 +58,14 @@ class _Market:
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
     """``part / whole``, NaN where ``whole`` is not over 0: undefined, not infinite."""
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+    result = np.full(len(part), np.nan)
+    np.divide(part, whole, out=result, where=whole > 0)
+    return result
 
 
 def _centred(percent: Floats) -> Floats:
     """An oscillator of 0..100 as -1..1, so that its sign means up or down."""
-    centred: Floats = percent / 50 - 1
-    return centred
+    return percent / 50 - 1
 
 
 def _move(m: _Market, bars: int) -> Floats:

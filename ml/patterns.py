@@ -1,0 +1,91 @@
+"""Candlestick patterns as signals: all of TA-Lib's, one signal per candle and direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import talib
+from numpy.typing import NDArray
+
+from ml.candles import Candles
+from ml.errors import InputRejected
+
+__all__ = ["PATTERN_NAMES", "FoundPatterns", "PatternSignal", "detect", "pattern_mask", "pattern_names"]
+
+PATTERN_NAMES: tuple[str, ...] = tuple(sorted(name for name in talib.__all__ if name.startswith("CDL")))
+"""All 61. A pattern's bit in a mask is its index here."""
+
+TICKS_PER_UNIT = 1e8
+"""Exchanges quote at most 8 decimals, so prices become whole numbers, which doubles add exactly."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatternSignal:
+    """What a detector hands over: the patterns of one candle that point one way."""
+
+    symbol: str
+    interval: str
+    time: datetime
+    """Aware, UTC: the candle's close, when the signal was known."""
+    patterns: tuple[str, ...]
+    direction: int
+    """+1 long, -1 short."""
+    confidence: float
+    """Of the patterns alone, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FoundPatterns:
+    """Signals in candle order, short before long. Every array has shape (s,)."""
+
+    at: NDArray[np.int64]
+    """Row of the candle that completed the patterns."""
+    direction: NDArray[np.int8]
+    """+1 long, -1 short."""
+    patterns: NDArray[np.uint64]
+    """Bit i: pattern i of ``PATTERN_NAMES``; never 0."""
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+
+def detect(candles: Candles) -> FoundPatterns:
+    """Every pattern of every candle; the signal at row t uses candles up to t.
+
+    Prices are read as whole ticks of 1e-8: TA-Lib compares a candle's body with a running average, and on
+    decimal fractions the rounding of that average, and so a tie, depends on where the array began.
+    """
+    open_, high, low, close = (
+        np.rint(prices * TICKS_PER_UNIT)
+        for prices in (candles.open, candles.high, candles.low, candles.close)
+    )
+    # Row 0 short, row 1 long.
+    masks = np.zeros((2, len(candles)), dtype=np.uint64)
+    for bit, name in enumerate(PATTERN_NAMES):
+        strength = getattr(talib, name)(open_, high, low, close) if len(candles) else np.empty(0)
+        at = np.flatnonzero(strength)
+        masks[(strength[at] > 0).astype(np.intp), at] |= np.uint64(1 << bit)
+    at, side = np.nonzero(masks.T)
+    return FoundPatterns(at=at, direction=(2 * side - 1).astype(np.int8), patterns=masks[side, at])
+
+
+def pattern_names(mask: int) -> tuple[str, ...]:
+    """Names of a mask's patterns, in the order of ``PATTERN_NAMES``."""
+    return tuple(name for bit, name in enumerate(PATTERN_NAMES) if mask >> bit & 1)
+
+
+def pattern_mask(names: Iterable[str]) -> int:
+    """The mask of a list of names.
+
+    Raises:
+        InputRejected: a name is not of ``PATTERN_NAMES``.
+    """
+    mask = 0
+    for name in names:
+        if name not in PATTERN_NAMES:
+            raise InputRejected("pattern", name, "one of TA-Lib's patterns, such as CDLENGULFING")
+        mask |= 1 << PATTERN_NAMES.index(name)
+    return mask
