@@ -46,7 +46,7 @@ def require_current(engine: sa.Engine) -> None:
     if found != wanted:
         raise SchemaOutdated(
             f"the database is at migration {found}, this code needs {wanted}; "
-            "`alphaplus db upgrade` applies what is missing"
+            "`alphaplus migrate` applies what is missing"
         )
 
 
