@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -117,7 +118,8 @@ def alphaplus(arguments: tuple[str, ...]) -> None:
     """AlphaPlus Retraining's own commands; the same as `alphaplus ...`."""
     from worker.cli import main
 
-    main(list(arguments))
+    sys.argv = ["alphaplus", *arguments]
+    main()
 
 
 os.environ.setdefault("CELERY_APP", "worker")

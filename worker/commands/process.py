@@ -1,0 +1,202 @@
+"""`alphaplus worker | beat | flower | up`: the system's processes, one at a time or all in one terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from ml.errors import StopForOperator
+from runtime.queues import MAINTENANCE, QUEUES, TRAINING
+from runtime.server_record import ServerRecord
+from runtime.settings import PREFIX, Settings, load_settings
+from worker.processes import (
+    beat_argv,
+    become,
+    flower_argv,
+    flower_environment,
+    worker_argv,
+    worker_environment,
+)
+from worker.supervisor import Program, Supervisor
+
+__all__ = ["beat", "flower", "up", "worker"]
+
+STOP_SECONDS = 30.0
+"""Over the workers' own soft shutdown (worker_soft_shutdown_timeout, 20 s)."""
+COLORS = ("cyan", "green", "magenta", "yellow", "blue")
+
+
+@click.command(short_help="A worker of one or more queues.")
+@click.argument("queues", nargs=-1, required=True, metavar="QUEUE...", type=click.Choice(QUEUES))
+@click.option("--concurrency", type=int, help="Children or threads; by default what suits the queue.")
+@click.option("--name", help="The node's name before @host.  [default: the queues and the process id]")
+def worker(queues: tuple[str, ...], concurrency: int | None, name: str | None) -> None:
+    """A worker of one or more queues: training, drift, inference, maintenance.
+
+    Start as many as you like, on as many machines. SIGTERM lets a task end for up to 20 s, then hands
+    it back to its queue.
+    """
+    _require_servers(load_settings())
+    name = name or f"{'-'.join(queues)}-{os.getpid()}"
+    argv = worker_argv(*queues, concurrency=concurrency, name=name)
+    become(argv, worker_environment(os.environ))
+
+
+@click.command(short_help="The scheduler.")
+def beat() -> None:
+    """The scheduler. Several may run: one works, the others wait to take over."""
+    _require_servers(load_settings())
+    become(beat_argv(), os.environ)
+
+
+@click.command(short_help="Flower: workers and tasks in the browser.")
+def flower() -> None:
+    """Flower, on http://127.0.0.1:5555 with a password.
+
+    Its FLOWER_* variables are respected. Without FLOWER_BASIC_AUTH a login is made once and kept in
+    the data folder, in the file flower-login.
+    """
+    settings = load_settings()
+    _require_servers(settings)
+    become(flower_argv(), flower_environment(os.environ, settings.data_dir))
+
+
+@click.command(short_help="Servers, beat and workers in this terminal; Ctrl-C stops all.")
+def up() -> None:
+    """Servers, beat, a worker for each queue and Flower, in this terminal; Ctrl-C stops all.
+
+    Starts PostgreSQL and Valkey under the data folder unless ALPHAPLUS_DATABASE_URL and
+    ALPHAPLUS_REDIS_URL name others, brings the database to this version's schema, and restarts what dies.
+    """
+    settings = load_settings()
+    console = Console(highlight=False, soft_wrap=True)
+    stop = threading.Event()
+    with _only_one(settings.data_dir), _stops(stop), _servers(settings, console) as look_after_servers:
+        settings = load_settings()
+        from db.schema import upgrade
+
+        upgrade(settings.required_database_url)
+        programs = _programs(settings, colored=console.is_terminal)
+        _greet(console, settings, programs)
+        write = _LineWriter(console, programs)
+        Supervisor(programs, write, stop_seconds=STOP_SECONDS).run(stop, look_after_servers)
+        console.print("Stopping the servers.")
+    console.print("Stopped.")
+
+
+def _require_servers(settings: Settings) -> None:
+    """Raises ServersMissing here, in words, rather than as Celery's traceback."""
+    _ = settings.required_redis_url, settings.required_database_url
+
+
+def _programs(settings: Settings, *, colored: bool) -> list[Program]:
+    environment = dict(os.environ)
+    if colored and "ALPHAPLUS_LOG_FORMAT" not in environment:
+        environment["ALPHAPLUS_LOG_FORMAT"] = "console"  # through a pipe a program sees no terminal
+    flower_options = flower_environment(environment, settings.data_dir)
+    flower_options["FLOWER_PORT"] = str(_free_port(int(flower_options["FLOWER_PORT"])))
+    pools = (TRAINING, MAINTENANCE)
+    return [
+        *(
+            Program(name=pool, argv=worker_argv(pool), environment=worker_environment(environment))
+            for pool in pools
+        ),
+        Program(name="beat", argv=beat_argv(), environment=environment),
+        Program(name="flower", argv=flower_argv(), environment=flower_options),
+    ]
+
+
+def _free_port(preferred: int) -> int:
+    """``preferred`` if nothing listens there, else one that the system gives."""
+    for port in (preferred, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            free: int = probe.getsockname()[1]
+            return free
+    raise StopForOperator("no port of 127.0.0.1 is free for Flower")
+
+
+def _greet(console: Console, settings: Settings, programs: list[Program]) -> None:
+    flower = programs[-1].environment
+    user = flower["FLOWER_BASIC_AUTH"].partition(":")[0]
+    where = "FLOWER_BASIC_AUTH" if os.environ.get("FLOWER_BASIC_AUTH") else settings.data_dir / "flower-login"
+    console.print(f"Flower    http://127.0.0.1:{flower['FLOWER_PORT']} (user {user}, password in {where})")
+    console.print("Schedule  alphaplus schedule status")
+    console.print("Train     celery call tasks.train --args BTCUSDT,trending")
+    console.print("Ctrl-C stops everything.\n")
+
+
+class _LineWriter:
+    """Prints a program's line after its name, from any thread."""
+
+    def __init__(self, console: Console, programs: list[Program]) -> None:
+        self._console = console
+        self._width = max(len(program.name) for program in programs)
+        self._color = {program.name: COLORS[index % len(COLORS)] for index, program in enumerate(programs)}
+
+    def __call__(self, name: str, line: str) -> None:
+        prefix = Text(f"{name:>{self._width}} │ ", style=self._color[name])
+        self._console.print(prefix + Text.from_ansi(line))
+
+
+@contextlib.contextmanager
+def _servers(settings: Settings, console: Console) -> Iterator[Callable[[], None]]:
+    """The system's own servers, unless others are configured; yields what starts again one that died."""
+    if all(os.environ.get(f"{PREFIX}{name}") for name in ("DATABASE_URL", "REDIS_URL")):
+        yield lambda: None
+        return
+    from worker.local import local_servers, start_servers
+
+    def look_after() -> None:
+        record = ServerRecord.read(settings.data_dir)
+        if record is None or not record.alive:
+            console.print("A server has ended; starting it again.")
+            start_servers(settings.data_dir)
+
+    console.print(f"Starting PostgreSQL and Valkey under {settings.data_dir}")
+    with local_servers(settings.data_dir, clock=settings.clock, replay_start=settings.replay_start):
+        yield look_after
+
+
+@contextlib.contextmanager
+def _only_one(data_dir: Path) -> Iterator[None]:
+    """One `alphaplus up` a data folder; the kernel frees the lock of one that was killed."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (data_dir / "up.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StopForOperator(
+                f"`alphaplus up` runs already with the data folder {data_dir}; "
+                "set ALPHAPLUS_DATA_DIR to start a second system"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _stops(stop: threading.Event) -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and a closed terminal set ``stop``."""
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
