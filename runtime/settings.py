@@ -30,7 +30,7 @@ from ml.errors import ConfigRejected, ServersMissing
 from ml.keys import check_symbol, interval_duration
 from runtime.server_record import ServerRecord
 
-__all__ = ["PREFIX", "Settings", "load_settings"]
+__all__ = ["PREFIX", "Settings", "load_settings", "servers_configured"]
 
 PREFIX = "ALPHAPLUS_"
 _POSTGRES_SCHEME = re.compile(r"^postgres(ql)?(\+psycopg2)?://")
@@ -67,6 +67,10 @@ class Settings(BaseSettings):
     visibility_timeout_seconds: int = Field(3600, ge=1, le=604_800)
     queued_grace_seconds: float = Field(600, ge=1, le=86_400)
     sweep_seconds: float = Field(20, ge=1, le=3600)
+    beat_tick_seconds: int = Field(5, ge=1, le=60)
+    """How soon beat sees a change of the schedule."""
+    beat_lock_seconds: int = Field(30, ge=2, le=3600)
+    """After so long without a tick a second beat takes over."""
 
     audit_hmac_key: SecretStr | None = Field(None, min_length=16)
     log_format: Literal["auto", "console", "json"] = "auto"
@@ -103,6 +107,13 @@ class Settings(BaseSettings):
     def _is_interval(cls, interval: str) -> str:
         interval_duration(interval)
         return interval
+
+    @field_validator("replay_start", mode="before")
+    @classmethod
+    def _is_written_out(cls, moment: object) -> object:
+        if isinstance(moment, str) and moment.isdigit():  # pydantic would take 2019 for seconds since 1970
+            raise ValueError("a time such as 2019-10-01T00:00Z")
+        return moment
 
     @field_validator("replay_start")
     @classmethod
@@ -143,6 +154,9 @@ class Settings(BaseSettings):
             self.train_hard_limit_seconds,
             "visibility_timeout_seconds",
             self.visibility_timeout_seconds,
+        )
+        _require_less(
+            "beat_tick_seconds", self.beat_tick_seconds, "beat_lock_seconds", self.beat_lock_seconds
         )
         if self.clock == "replay" and self.replay_start is None:
             raise ConfigRejected(
@@ -191,6 +205,11 @@ def load_settings() -> Settings:
         if "clock" not in settings.model_fields_set:
             found |= {"clock": record.clock, "replay_start": record.replay_start}
     return settings.model_copy(update=found)
+
+
+def servers_configured() -> bool:
+    """Whether variables name both servers: then the system starts none of its own."""
+    return all(os.environ.get(f"{PREFIX}{name}") for name in ("DATABASE_URL", "REDIS_URL"))
 
 
 def _refuse_unknown_variables() -> None:
