@@ -21,5 +21,6 @@ ROUTES: Final[dict[str, dict[str, str]]] = {
     "tasks.check_drift": {"queue": DRIFT},
     "tasks.predict": {"queue": INFERENCE},
     "tasks.sync_candles": {"queue": MAINTENANCE},
+    "tasks.sync_all_candles": {"queue": MAINTENANCE},
     "tasks.sweep_jobs": {"queue": MAINTENANCE},
 }
