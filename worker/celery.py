@@ -1,0 +1,139 @@
+"""The Celery application, and the only composition root: `celery -A worker` finds it here.
+
+Every setting's reason is in docs/celery.md. Importing this module reads no setting and opens no
+connection: both happen when the configuration is first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from celery import Celery, signals
+from celery.schedules import schedule
+from kombu import Queue
+
+from beat_schedule import BEAT_SCHEDULE, SWEEP_JOBS
+from ml.errors import RetryLater
+from runtime.clock import Clock, ReplayClock, WallClock
+from runtime.logging import configure_logging
+from runtime.queues import DEAD_LETTER, MAINTENANCE, QUEUES, ROUTES
+from runtime.settings import Settings, load_settings
+from tasks.base import Resources
+from tasks.train import record_queued
+from worker.replay import replay_position
+
+__all__ = ["app"]
+
+TASK_MODULES = ("tasks.train", "tasks.candles", "tasks.maintenance")
+
+log = structlog.get_logger(__name__)
+
+
+def _make_clock(settings: Settings) -> Clock:
+    if settings.replay_start is None:
+        return WallClock()
+    return ReplayClock(settings.replay_start, replay_position(settings.required_redis_url))
+
+
+def _configuration() -> dict[str, Any]:
+    settings = resources.settings
+    redis_url = settings.required_redis_url
+    visibility = settings.visibility_timeout_seconds
+    transport = {
+        # Seconds; over the longest hard time limit, and the same wherever Celery asks for it.
+        "visibility_timeout": visibility,
+        # How often unacked messages are looked at: the defaults restore after 90 s.
+        "unacked_restore_interval": 10,
+        "unacked_restore_throttle": 1,
+        # A half-open connection hangs for ever without these.
+        "socket_timeout": 10,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "retry_on_timeout": True,
+        "health_check_interval": 10,
+    }
+    return {
+        "broker_url": redis_url,
+        "result_backend": redis_url,
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "task_default_queue": MAINTENANCE,
+        "task_queues": [Queue(name, routing_key=name) for name in (*QUEUES, DEAD_LETTER)],
+        "task_routes": ROUTES,
+        "task_create_missing_queues": False,
+        "task_acks_late": True,
+        "task_retry_on_worker_lost": True,
+        "task_track_started": True,
+        "task_annotations": {
+            "tasks.train": {
+                "soft_time_limit": settings.train_soft_limit_seconds,
+                "time_limit": settings.train_hard_limit_seconds,
+            },
+        },
+        "result_extended": True,
+        "result_expires": 3600,
+        "result_failure_expires": 86400,
+        "worker_prefetch_multiplier": 1,
+        "worker_eta_task_limit": 1000,
+        "worker_hijack_root_logger": False,
+        "worker_soft_shutdown_timeout": 20,
+        "worker_enable_soft_shutdown_on_idle": True,
+        "worker_cancel_long_running_tasks_on_connection_loss": True,
+        "visibility_timeout": visibility,
+        "broker_transport_options": transport,
+        "result_backend_transport_options": {"visibility_timeout": visibility},
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "redis_socket_timeout": 10,
+        "redis_socket_connect_timeout": 5,
+        "redis_socket_keepalive": True,
+        "redis_retry_on_timeout": True,
+        "redis_backend_health_check_interval": 10,
+        "timezone": "UTC",
+        "beat_schedule": {
+            **BEAT_SCHEDULE,
+            SWEEP_JOBS: BEAT_SCHEDULE[SWEEP_JOBS] | {"schedule": schedule(settings.sweep_seconds)},
+        },
+        "beat_scheduler": "worker.beat:Scheduler",
+        "beat_max_loop_interval": settings.beat_tick_seconds,
+        "beat_enable_remote_control": True,
+        "redbeat_redis_url": redis_url,
+        "redbeat_redis_options": {
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+        },
+        "redbeat_key_prefix": "alphaplus:beat:",
+        # Without it a second beat waits up to 25 minutes for a killed one.
+        "redbeat_lock_timeout": settings.beat_lock_seconds,
+    }
+
+
+resources = Resources(load_settings, _make_clock)
+app = Celery("alphaplus", include=TASK_MODULES)
+app.add_defaults(_configuration)
+app.resources = resources
+
+
+@signals.setup_logging.connect
+def _configure_logging(**_: object) -> None:
+    configure_logging(resources.settings.log_format, resources.settings.log_level)
+
+
+@signals.before_task_publish.connect
+def _record_queued_job(
+    sender: str, body: tuple[Sequence[Any], Mapping[str, Any], Any], headers: Mapping[str, Any], **_: object
+) -> None:
+    """A training job has a row from the moment its message is made, whoever makes it: beat, CLI, `celery call`."""
+    if sender != "tasks.train":
+        return
+    args, kwargs, _embed = body
+    try:
+        record_queued(resources, str(headers["id"]), args, kwargs)
+    except RetryLater as error:
+        # The message goes out all the same, and the worker writes the row when it starts.
+        log.warning("job_row_not_written", job_id=headers["id"], error=str(error))
