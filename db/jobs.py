@@ -99,12 +99,19 @@ def get(session: Session, job_id: str) -> TrainingJob | None:
 
 
 def recent(
-    session: Session, limit: int, *, key: ModelKey | None = None, state: str | None = None
+    session: Session,
+    limit: int,
+    *,
+    key: ModelKey | None = None,
+    symbol: str | None = None,
+    state: str | None = None,
 ) -> Sequence[TrainingJob]:
     """The newest ``limit`` jobs, newest first."""
     query = sa.select(TrainingJob).order_by(TrainingJob.queued_at.desc()).limit(limit)
     if key is not None:
         query = query.where(*_of_key(key))
+    if symbol is not None:
+        query = query.where(TrainingJob.symbol == symbol)
     if state is not None:
         query = query.where(TrainingJob.state == state)
     return session.scalars(query).all()

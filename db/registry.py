@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -15,7 +15,7 @@ from db.locks import lock
 from db.models import ModelRow
 from ml.keys import ModelKey
 
-__all__ = ["ModelRow", "add", "champion", "find_by_artifact", "get", "models", "promote"]
+__all__ = ["ModelRow", "add", "by_id", "champion", "find_by_artifact", "get", "models", "promote"]
 
 
 def add(
@@ -87,7 +87,12 @@ def get(session: Session, key: ModelKey, version: int | None = None) -> ModelRow
 
 
 def models(
-    session: Session, *, key: ModelKey | None = None, state: str | None = None, limit: int = 100
+    session: Session,
+    *,
+    key: ModelKey | None = None,
+    symbol: str | None = None,
+    state: str | None = None,
+    limit: int = 100,
 ) -> Sequence[ModelRow]:
     """The newest models, newest first."""
     query = sa.select(ModelRow).limit(limit)
@@ -95,9 +100,17 @@ def models(
         query = query.where(*_of_key(key)).order_by(ModelRow.version.desc())
     else:
         query = query.order_by(ModelRow.created_at.desc())
+    if symbol is not None:
+        query = query.where(ModelRow.symbol == symbol)
     if state is not None:
         query = query.where(ModelRow.state == state)
     return session.scalars(query).all()
+
+
+def by_id(session: Session, ids: Iterable[int]) -> dict[int, ModelRow]:
+    """Models by their ids; an id that names none is left out."""
+    rows = session.scalars(sa.select(ModelRow).where(ModelRow.id.in_(list(ids))))
+    return {row.id: row for row in rows}
 
 
 def promote(

@@ -19,7 +19,7 @@ from rich.text import Text
 from ml.errors import StopForOperator
 from runtime.queues import MAINTENANCE, QUEUES, TRAINING
 from runtime.server_record import ServerRecord
-from runtime.settings import PREFIX, Settings, load_settings
+from runtime.settings import Settings, load_settings, servers_configured
 from worker.processes import (
     beat_argv,
     become,
@@ -154,7 +154,7 @@ class _LineWriter:
 @contextlib.contextmanager
 def _servers(settings: Settings, console: Console) -> Iterator[Callable[[], None]]:
     """The system's own servers, unless others are configured; yields what starts again one that died."""
-    if all(os.environ.get(f"{PREFIX}{name}") for name in ("DATABASE_URL", "REDIS_URL")):
+    if servers_configured():
         yield lambda: None
         return
     from worker.local import local_servers, start_servers
