@@ -81,20 +81,19 @@ def triple_barrier(
 def _first_touch(
     candles: Candles, at: NDArray[np.int64], last: NDArray[np.int64], stop: Floats, take: Floats
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """(s,) row after ``at``, up to ``last``, that touches first, -1 where none; (s,) whether it is the stop."""
+    """(s,) first row after ``at`` up to ``last`` that touches, else -1; (s,) whether it touches the stop."""
+    long = take > stop
+    floor, ceiling = np.minimum(stop, take), np.maximum(stop, take)
     touch = np.full(len(at), -1)
     was_stopped = np.zeros(len(at), dtype=bool)
-    long = take > stop
-    waiting = np.arange(len(at))
     row = at + 1
+    waiting = np.arange(len(at))
     while len(waiting := waiting[row[waiting] <= last[waiting]]):
-        low, high = candles.low[row[waiting]], candles.high[row[waiting]]
-        upper = np.where(long[waiting], take[waiting], stop[waiting]) <= high
-        lower = np.where(long[waiting], stop[waiting], take[waiting]) >= low
-        stopped = np.where(long[waiting], lower, upper)
-        done = upper | lower
+        under = candles.low[row[waiting]] <= floor[waiting]
+        over = candles.high[row[waiting]] >= ceiling[waiting]
+        done = under | over
         touch[waiting[done]] = row[waiting[done]]
-        was_stopped[waiting[done]] = stopped[done]
+        was_stopped[waiting] = np.where(long[waiting], under, over)
         waiting = waiting[~done]
         row[waiting] += 1
     return touch, was_stopped

@@ -1,0 +1,149 @@
+"""From candles to the table that models learn from; a live signal gets its features by the same code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml import regimes
+from ml.candles import Candles, find_gaps
+from ml.confidence import confidence_from, pattern_confidence, pattern_hit_rates
+from ml.config import LabelConfig, SplitConfig
+from ml.errors import TrainingRefused
+from ml.features import FEATURE_NAMES, FEATURES, market_features
+from ml.keys import REGIMES, check_symbol
+from ml.labels import triple_barrier, uniqueness
+from ml.patterns import PATTERN_NAMES, detect
+from ml.rows import SignalRows
+
+__all__ = [
+    "FEATURE_SET",
+    "ROW_FEATURE_NAMES",
+    "Market",
+    "build_rows",
+    "check_candles",
+    "confidence_from",
+    "label_signals",
+    "pattern_hit_rates",
+    "read_market",
+    "row_features",
+]
+
+Floats = NDArray[np.float64]
+
+SIGNAL_FEATURE_NAMES = ("direction", "pattern_count", *(f"regime_{name}" for name in REGIMES))
+ROW_FEATURE_NAMES = (*FEATURE_NAMES, *SIGNAL_FEATURE_NAMES)
+"""Columns of ``SignalRows.features``."""
+
+FEATURE_SET = (
+    *(f"{feature.name}: {feature.source}, {feature.oriented}" for feature in FEATURES),
+    *SIGNAL_FEATURE_NAMES,
+    *PATTERN_NAMES,
+)
+"""What a fit's address says of its features: another set is another fit."""
+
+ORIENTED = np.array([feature.oriented for feature in FEATURES])
+BPS = 1e-4
+SIDES = 2
+"""Fees and slippage are paid at the entry and at the exit."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Market:
+    """Candles with what is known at each one's close; arrays have one row a candle."""
+
+    candles: Candles
+    features: Floats
+    """(n, ``len(FEATURE_NAMES)``)."""
+    regime: NDArray[np.int8]
+    """(n,) index into ``REGIMES``, -1 while the history is too short."""
+    atr: Floats
+    """(n,) ATR(14), price units."""
+
+
+def check_candles(candles: Candles, config: SplitConfig) -> None:
+    """Refuse candles that cannot carry a model, before anything is computed from them.
+
+    Raises:
+        TrainingRefused: ``no_candles``; or ``gaps``, where over ``max_missing_candle_share`` of the candles
+            between the first and the last are missing.
+    """
+    if len(candles) == 0:
+        raise TrainingRefused("no_candles", "0 candles are known at the data cut, at least 1 is needed")
+    missing = sum(gap.missing for gap in find_gaps(candles))
+    share = missing / (len(candles) + missing)
+    if share > config.max_missing_candle_share:
+        raise TrainingRefused(
+            "gaps",
+            f"{missing} of {len(candles) + missing} candles are missing ({share:.1%}), "
+            f"at most {config.max_missing_candle_share:.1%} may be: import what is missing",
+        )
+
+
+def read_market(candles: Candles) -> Market:
+    """Features and regime of every candle; row t uses candles up to t."""
+    features = market_features(candles)
+    column = {name: features[:, index] for index, name in enumerate(FEATURE_NAMES)}
+    return Market(
+        candles=candles,
+        features=features,
+        regime=regimes.classify_measures(column["adx_14"], column["atr_rank_500"], column["width_rank_500"]),
+        atr=column["natr_14"] * candles.close,
+    )
+
+
+def row_features(
+    market: Market, at: NDArray[np.int64], direction: NDArray[np.int8], patterns: NDArray[np.uint64]
+) -> NDArray[np.float32]:
+    """(s, F) features of signals at rows ``at``, columns as ``ROW_FEATURE_NAMES``; for batch and live.
+
+    Features whose sign means up or down are turned by the direction: over 0 speaks for the signal.
+    """
+    turned = np.where(ORIENTED, direction[:, None], 1) * market.features[at]
+    regime = market.regime[at, None] == np.arange(len(REGIMES))
+    return np.column_stack([turned, direction, np.bitwise_count(patterns), regime]).astype(np.float32)
+
+
+def label_signals(market: Market, *, symbol: str, config: LabelConfig) -> SignalRows:
+    """One row for each pattern signal that has a regime, with its outcome as far as it is known.
+
+    Raises:
+        KeyRejected: ``symbol`` cannot name one.
+    """
+    candles = market.candles
+    found = detect(candles)
+    kept = market.regime[found.at] >= 0
+    at, direction, patterns = found.at[kept], found.direction[kept], found.patterns[kept]
+    close_time, entry, atr = candles.close_time[at], candles.close[at], market.atr[at]
+    outcome = triple_barrier(candles, at, direction, atr, config)
+    return SignalRows(
+        symbols=(check_symbol(symbol),),
+        feature_names=ROW_FEATURE_NAMES,
+        symbol_code=np.zeros(len(at), dtype=np.int16),
+        close_time=close_time,
+        direction=direction,
+        regime=market.regime[at],
+        patterns=patterns,
+        pattern_confidence=pattern_confidence(
+            close_time=close_time,
+            direction=direction,
+            patterns=patterns,
+            label=outcome.label,
+            label_end=outcome.label_end,
+        ),
+        features=row_features(market, at, direction, patterns),
+        entry_price=entry,
+        atr=atr,
+        label=outcome.label,
+        label_end=outcome.label_end,
+        gross_return_atr=outcome.gross_return_atr,
+        cost_atr=SIDES * (config.fee_bps + config.slippage_bps) * BPS * entry / atr,
+        uniqueness=uniqueness(candles, at, outcome.label_end),
+    )
+
+
+def build_rows(candles: Candles, *, symbol: str, config: LabelConfig) -> SignalRows:
+    """``read_market`` and ``label_signals`` of one symbol's (cleaned) candles."""
+    return label_signals(read_market(candles), symbol=symbol, config=config)
