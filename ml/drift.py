@@ -62,7 +62,7 @@ def make_reference(
     """
     ordered = np.sort(features, axis=0)
     kept = np.linspace(0, len(ordered) - 1, min(len(ordered), MAX_SAMPLE)).round().astype(np.intp)
-    ranks = (np.arange(1, BINS) * len(ordered)) // BINS
+    ranks = np.ceil(np.arange(1, BINS) * len(ordered) / BINS).astype(np.intp) - 1
     made = []
     for column, name in enumerate(names):
         values = np.ascontiguousarray(ordered[:, column])

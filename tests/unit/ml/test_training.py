@@ -1,0 +1,262 @@
+"""Training: what can be learned is learned, what cannot is refused or fails the gates."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ml.artifact import sha256_hex, to_bytes
+from ml.config import TrainingConfig
+from ml.errors import TrainingRefused
+from ml.keys import REGIMES, ModelKey
+from ml.promotion import decide
+from ml.rows import SignalRows
+from ml.training import Challenger, FittedBooster, fit_booster, fit_key, judge, own_rows, pool_rows
+
+MakeRows = Callable[..., SignalRows]
+
+pytestmark = pytest.mark.training
+
+CONFIG = TrainingConfig.from_mapping({"bootstrap_samples": 300, "fit": {"n_estimators": 150}})
+AS_OF = datetime(2021, 1, 1, tzinfo=UTC)
+ALL = ModelKey("BTCUSDT", "1h", "all")
+TRENDING = ModelKey("BTCUSDT", "1h", "trending")
+
+
+def trained(rows: SignalRows, key: ModelKey = ALL) -> Challenger:
+    return fit_key(key, rows, fit_booster(rows, CONFIG, interval="1h"), CONFIG, as_of=AS_OF)
+
+
+def test_a_planted_signal_passes_every_gate(make_rows: MakeRows) -> None:
+    challenger = trained(make_rows(6000, strength=0.8))
+
+    decision = decide(challenger.evaluation, None, challenger.drift_score, CONFIG.gates)
+
+    assert decision.promote, decision.reasons
+    # The one feature that matters carries the model, and was compared most.
+    importance = {feature.name: feature.importance for feature in challenger.reference.features}
+    assert importance["feature_0"] > 0.5
+    assert sum(importance.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffled_labels_fail_the_skill_gates(make_rows: MakeRows, seed: int) -> None:
+    rows = make_rows(6000, strength=0.8, seed=seed)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    shuffled = replace(rows, label=rows.label[order], gross_return_atr=rows.gross_return_atr[order])
+
+    challenger = trained(shuffled)
+
+    gates = {gate.name: gate.passed for gate in decide(challenger.evaluation, None, 0.0, CONFIG.gates).gates}
+    assert not (gates["min_auc_lower"] and gates["min_brier_skill_lower"])
+
+
+def test_a_key_is_calibrated_and_judged_on_its_own_rows_only(make_rows: MakeRows) -> None:
+    rows = make_rows(6000)
+    fitted = fit_booster(rows, CONFIG, interval="1h")
+    changed = replace(rows, label=rows.label.copy())
+    elsewhere = rows.regime != REGIMES.index("trending")
+    changed.label[elsewhere] = 1 - changed.label[elsewhere]
+
+    one, other = (fit_key(TRENDING, table, fitted, CONFIG, as_of=AS_OF) for table in (rows, changed))
+
+    assert to_bytes(one.model) == to_bytes(other.model)
+    assert one.evaluation == other.evaluation
+    own = own_rows(TRENDING, rows)
+    assert one.evaluation.rows == (own.close_time >= fitted.times.test_start).sum()
+    known = own.label_end <= fitted.times.test_start
+    assert one.evaluation.known_base_rate == own.label[known].mean()
+
+
+def test_what_is_learned_does_not_depend_on_the_test_rows(make_rows: MakeRows) -> None:
+    rows = make_rows(6000)
+    changed = replace(rows, label=rows.label.copy(), features=rows.features.copy())
+    test = rows.close_time >= fit_booster(rows, CONFIG, interval="1h").times.test_start
+    changed.label[test] = 0.0
+    changed.label[np.flatnonzero(test)[0]] = 1.0
+    changed.features[test] = 9.0
+
+    one, other = trained(rows), trained(changed)
+
+    assert to_bytes(one.model) == to_bytes(other.model)
+    assert one.evaluation != other.evaluation
+
+
+def test_a_stored_fit_gives_the_model_that_the_fresh_one_gives(make_rows: MakeRows) -> None:
+    rows = make_rows(3000)
+    fitted = fit_booster(rows, CONFIG, interval="1h")
+
+    stored = FittedBooster.from_json(json.loads(json.dumps(fitted.to_json())), fitted.ubjson)
+
+    assert stored == fitted
+    one, other = (fit_key(ALL, rows, fit, CONFIG, as_of=AS_OF) for fit in (fitted, stored))
+    assert to_bytes(one.model) == to_bytes(other.model)
+
+
+IN_ANOTHER_PROCESS = """
+import sys
+from datetime import UTC, datetime
+from ml.artifact import sha256_hex, to_bytes
+from ml.config import TrainingConfig
+from ml.keys import ModelKey
+from ml.training import fit_booster, fit_key
+columns = dict(__import__("numpy").load(sys.argv[1]))
+from ml.rows import SignalRows
+rows = SignalRows(symbols=("BTCUSDT",), feature_names=tuple(f"feature_{i}" for i in range(6)), **columns)
+config = TrainingConfig.model_validate_json(sys.argv[2])
+fitted = fit_booster(rows, config, interval="1h")
+made = fit_key(ModelKey("BTCUSDT", "1h", "all"), rows, fitted, config, as_of=datetime(2021, 1, 1, tzinfo=UTC))
+print(fitted.sha256, sha256_hex(to_bytes(made.model)))
+"""
+
+
+def test_same_rows_and_seed_give_the_same_bytes_in_two_processes(make_rows: MakeRows, tmp_path: Path) -> None:
+    rows = make_rows(3000)
+    columns = {
+        name: getattr(rows, name)
+        for name in SignalRows.__slots__
+        if isinstance(getattr(rows, name), np.ndarray)
+    }
+    np.savez(tmp_path / "rows.npz", **columns)
+    fitted = fit_booster(rows, CONFIG, interval="1h")
+    expected = (
+        f"{fitted.sha256} {sha256_hex(to_bytes(fit_key(ALL, rows, fitted, CONFIG, as_of=AS_OF).model))}"
+    )
+
+    found = subprocess.run(
+        [sys.executable, "-c", IN_ANOTHER_PROCESS, tmp_path / "rows.npz", CONFIG.model_dump_json()],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    ).stdout.strip()
+
+    assert found == expected
+    other_seed = CONFIG.model_copy(update={"fit": CONFIG.fit.model_copy(update={"seed": 8})})
+    assert fit_booster(rows, other_seed, interval="1h").sha256 != fitted.sha256
+
+
+def test_progress_is_told_tree_by_tree_and_may_stop_the_fit(make_rows: MakeRows) -> None:
+    rows = make_rows(3000)
+    config = TrainingConfig.from_mapping({"fit": {"n_estimators": 5}})
+    seen: list[tuple[int, int]] = []
+
+    fitted = fit_booster(rows, config, interval="1h", on_round=lambda done, most: seen.append((done, most)))
+
+    assert seen == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+    assert fitted.trees <= 5
+
+    def stop(done: int, most: int) -> None:
+        raise TimeoutError(f"{done} of {most}")
+
+    with pytest.raises(TimeoutError, match="1 of 5"):
+        fit_booster(rows, config, interval="1h", on_round=stop)
+
+
+def test_a_champion_is_judged_on_its_challengers_rows(make_rows: MakeRows) -> None:
+    rows = make_rows(6000)
+    champion, challenger = trained(rows.take(np.arange(5500))), trained(rows)
+    test = rows.take(rows.close_time >= np.datetime64(challenger.model.spans["test_start"]))
+
+    found = judge(champion.predictor, test, CONFIG, known_base_rate=challenger.model.base_rate)
+
+    again = judge(challenger.predictor, test, CONFIG, known_base_rate=challenger.model.base_rate)
+    assert again == challenger.evaluation
+    assert (found.rows, found.first_close, found.base_rate) == (
+        again.rows,
+        again.first_close,
+        again.base_rate,
+    )
+    assert (
+        decide(challenger.evaluation, found, challenger.drift_score, CONFIG.gates).gates[3].value is not None
+    )
+
+
+def test_pools_are_the_keys_the_symbols_and_everyones_rows(make_rows: MakeRows) -> None:
+    bitcoin, ether = make_rows(300), make_rows(200, seed=1, symbol="ETHUSDT")
+
+    found = {pool: pool_rows(TRENDING, [bitcoin, ether], pool) for pool in ("key", "symbol", "all")}
+
+    assert len(found["all"]) == 500
+    assert len(found["symbol"]) == 300
+    assert len(found["key"]) == (bitcoin.regime == 0).sum()
+    assert set(found["key"].regime) == {0}
+    assert np.array_equal(own_rows(ModelKey("ETHUSDT", "1h", "all"), found["all"]).label, ether.label)
+    assert len(own_rows(ModelKey("SOLUSDT", "1h", "all"), found["all"])) == 0
+
+
+def refusal(rows: SignalRows, key: ModelKey = ALL) -> tuple[str, str]:
+    with pytest.raises(TrainingRefused) as refused:
+        trained(rows, key)
+    return refused.value.reason, refused.value.detail
+
+
+def test_too_few_rows_to_fit_are_refused_with_count_and_limit(make_rows: MakeRows) -> None:
+    reason, detail = refusal(make_rows(800))
+
+    assert reason == "too_few_rows"
+    assert "signals of pool 'all' in the fit part, at least 500 are needed" in detail
+
+
+def test_a_key_with_too_few_rows_of_its_own_names_who_serves_it(make_rows: MakeRows) -> None:
+    reason, detail = refusal(make_rows(2500), key=TRENDING)
+
+    assert reason == "too_few_rows"
+    assert "signals of BTCUSDT 1h trending in the calibrate part, at least 150" in detail
+    assert detail.endswith("served by BTCUSDT all")
+
+
+def test_an_all_key_with_too_few_rows_promises_no_other(make_rows: MakeRows) -> None:
+    rows = make_rows(3000)
+    rows.symbol_code[:2900] = 1
+    two = replace(rows, symbols=("BTCUSDT", "ETHUSDT"))
+
+    reason, detail = refusal(two)
+
+    assert reason == "too_few_rows"
+    assert "served by" not in detail
+
+
+def test_one_outcome_only_is_refused_in_the_fit_and_in_a_keys_own_part(make_rows: MakeRows) -> None:
+    rows = make_rows(3000)
+    rows.label[:] = 1.0
+    assert refusal(rows)[0] == "one_class"
+
+    mixed = make_rows(6000)
+    mixed.label[mixed.regime == REGIMES.index("trending")] = 0.0
+    reason, detail = refusal(mixed, key=TRENDING)
+    assert reason == "one_class"
+    assert "calibrate part of BTCUSDT 1h trending missed" in detail
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_a_feature_that_is_mostly_missing_is_refused_by_name(make_rows: MakeRows, share: float) -> None:
+    rows = make_rows(3000)
+    rows.features[np.arange(3000) % 10 < share * 10, 3] = np.nan
+
+    reason, detail = refusal(rows)
+
+    assert reason == "missing_features"
+    assert detail.startswith(f"feature feature_3 is missing in {share * 100:.0f}.")
+    assert "at most 20.0% is allowed" in detail
+
+
+def test_a_feature_that_never_changes_is_refused_by_name_but_the_regimes_own_may(make_rows: MakeRows) -> None:
+    rows = make_rows(3000)
+    rows.features[:, 4] = 1.5
+    rows.features[::10, 4] = np.nan
+
+    reason, detail = refusal(rows)
+
+    assert reason == "constant_features"
+    assert "feature_4" in detail
+    names = (*rows.feature_names[:4], "regime_trending", rows.feature_names[5])
+    assert trained(replace(rows, feature_names=names)).evaluation.rows > 0
