@@ -16,25 +16,18 @@ from kombu import Queue
 
 from beat_schedule import BEAT_SCHEDULE, SWEEP_JOBS
 from ml.errors import RetryLater
-from runtime.clock import Clock, ReplayClock, WallClock
 from runtime.logging import configure_logging
 from runtime.queues import DEAD_LETTER, MAINTENANCE, QUEUES, ROUTES
-from runtime.settings import Settings, load_settings
+from runtime.settings import load_settings
 from tasks.base import Resources
 from tasks.train import record_queued
-from worker.replay import replay_position
+from worker.clock import make_clock
 
 __all__ = ["app"]
 
 TASK_MODULES = ("tasks.train", "tasks.candles", "tasks.maintenance")
 
 log = structlog.get_logger(__name__)
-
-
-def _make_clock(settings: Settings) -> Clock:
-    if settings.replay_start is None:
-        return WallClock()
-    return ReplayClock(settings.replay_start, replay_position(settings.required_redis_url))
 
 
 def _configuration() -> dict[str, Any]:
@@ -113,7 +106,7 @@ def _configuration() -> dict[str, Any]:
     }
 
 
-resources = Resources(load_settings, _make_clock)
+resources = Resources(load_settings, make_clock)
 app = Celery("alphaplus", include=TASK_MODULES)
 app.add_defaults(_configuration)
 app.resources = resources
