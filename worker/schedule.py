@@ -289,7 +289,6 @@ class Schedule:
     def _entry(self, fields: dict[str, str], changes: dict[str, str]) -> Entry:
         definition = _decoded(fields["definition"])
         name, meta = definition["name"], fields.get("meta")
-        redbeat_entry = self._redbeat_entry(definition, _last_run(meta))
         changed: Literal["shipped", "changed"] = "changed" if name in changes else "shipped"
         return Entry(
             name=name,
@@ -299,7 +298,7 @@ class Schedule:
             cron=cron_text(definition["schedule"]),
             state="active" if definition["enabled"] else "paused",
             origin=changed if name in self._shipped else "added",
-            next_run=redbeat_entry.due_at if redbeat_entry.enabled else None,
+            next_run=_next_run(definition["schedule"], _last_run(meta)) if definition["enabled"] else None,
             # Until its first run, an entry's last run is the time that it was made.
             last_sent=_last_run(meta) if meta and "total_run_count" in meta else None,
         )
@@ -335,13 +334,24 @@ def cron_text(when: Any) -> str:
     return f"every {when.run_every.total_seconds():g} s"
 
 
+def _next_run(when: Any, last: datetime | None) -> datetime | None:
+    """When the run after ``last`` is due; in the past where no beat has sent it yet."""
+    if last is None:
+        return None
+    if isinstance(when, crontab):
+        start, delta, _now = when.remaining_delta(last)
+        due: datetime = start + delta
+    else:
+        due = last + when.run_every
+    return due.astimezone(UTC)
+
+
 def _period(when: crontab) -> timedelta:
     """The time from the next run to the one after it."""
-    now = when.now()
-    first = now + when.remaining_estimate(now)
-    second = now + when.remaining_estimate(first)
-    period: timedelta = second - first
-    return period
+    first = _next_run(when, when.now())
+    second = _next_run(when, first)
+    assert first is not None and second is not None
+    return second - first
 
 
 def _decoded(definition: str) -> dict[str, Any]:
