@@ -19,17 +19,28 @@ from numpy.typing import NDArray
 from ml.artifact import Model, Predictor, booster_margin, load_booster, sha256_hex, verify
 from ml.calibration import choose_threshold, fit_calibration, fit_return_bins
 from ml.config import FitConfig, TrainingConfig
+from ml.dataset import pattern_hit_rates
 from ml.drift import Reference, drift_score, make_reference
 from ml.errors import TrainingRefused
 from ml.evaluation import BLOCK_HORIZONS, Evaluation, evaluate
 from ml.keys import ALL_REGIMES, REGIMES, ModelKey, interval_duration
+from ml.labels import recency_weight
 from ml.rows import SignalRows
 from ml.splits import Split, SplitTimes, split, split_times
 
 if TYPE_CHECKING:
     from xgboost import Booster
 
-__all__ = ["Challenger", "FittedBooster", "fit_booster", "fit_key", "judge", "own_rows", "pool_rows"]
+__all__ = [
+    "Challenger",
+    "FittedBooster",
+    "fit_booster",
+    "fit_key",
+    "judge",
+    "library_versions",
+    "own_rows",
+    "pool_rows",
+]
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "TA-Lib", "xgboost-cpu")
 REGIME_FEATURE = "regime_"
@@ -96,6 +107,8 @@ class Challenger:
     drift_score: float | None
     """Between the reference and the test rows; see ``ml.drift.drift_score``."""
     predictor: Predictor
+    test: SignalRows
+    """The rows it was judged on, for judging a champion beside it."""
 
 
 def own_rows(key: ModelKey, rows: SignalRows) -> SignalRows:
@@ -205,12 +218,12 @@ def fit_key(
         return_bins=fit_return_bins(
             confidence, calibrate.gross_return_atr - calibrate.cost_atr, calibrate.uniqueness
         ),
-        pattern_hit_rates={},
+        pattern_hit_rates=pattern_hit_rates(own_rows(key.fallback, rows), as_of),
         base_rate=float(known.label.mean()),
         spans=fitted.times.to_json(),
         rows={name: len(getattr(parts, name)) for name in Split.__slots__},
         config_digest=config.digest(),
-        libraries=_libraries(),
+        libraries=library_versions(),
     )
     predictor = Predictor(model, booster)
     trained = own.take(np.concatenate([parts.fit, parts.early_stop, parts.calibrate]))
@@ -221,6 +234,7 @@ def fit_key(
         reference=reference,
         drift_score=drift_score(reference, test.features),
         predictor=predictor,
+        test=test,
     )
 
 
@@ -259,7 +273,7 @@ def _train(fit: SignalRows, stop: SignalRows, config: FitConfig, on_round: OnRou
                 on_round(epoch + 1, config.n_estimators)
             return False
 
-    weight = fit.uniqueness * 0.5 ** (_age_days(fit.close_time) / config.recency_half_life_days)
+    weight = fit.uniqueness * recency_weight(fit.close_time, half_life_days=config.recency_half_life_days)
     shared = {"feature_names": list(fit.feature_names), "max_bin": config.max_bin, "nthread": config.threads}
     grown_on = xgb.QuantileDMatrix(fit.features, fit.label, weight=weight / weight.mean(), **shared)
     watched = xgb.QuantileDMatrix(stop.features, stop.label, weight=stop.uniqueness, ref=grown_on, **shared)
@@ -288,11 +302,6 @@ def _train(fit: SignalRows, stop: SignalRows, config: FitConfig, on_round: OnRou
             xgb.callback.EarlyStopping(rounds=config.early_stopping_rounds, save_best=True),
         ],
     )
-
-
-def _age_days(times: NDArray[np.datetime64]) -> NDArray[np.float64]:
-    days: NDArray[np.float64] = (times[-1] - times) / np.timedelta64(1, "D")
-    return days
 
 
 def _importance(booster: Booster, names: tuple[str, ...]) -> tuple[float, ...]:
@@ -361,6 +370,6 @@ def _check_two_classes(label: NDArray[np.float64], what: str) -> None:
         )
 
 
-def _libraries() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     return {name: importlib.metadata.version(name) for name in LIBRARIES}

@@ -50,7 +50,9 @@ class Resources:
         make_clock: builds the clock that the settings ask for.
     """
 
-    def __init__(self, load_settings: Callable[[], Settings], make_clock: Callable[[Settings], Clock]) -> None:
+    def __init__(
+        self, load_settings: Callable[[], Settings], make_clock: Callable[[Settings], Clock]
+    ) -> None:
         self._load_settings = load_settings
         self._make_clock = make_clock
         self._settings: Settings | None = None
@@ -125,12 +127,20 @@ class Task(celery.Task):
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise InputRejected("arguments", [*args, kwargs], f"{self.name}{signature}", str(error)) from error
+            raise InputRejected(
+                "arguments", [*args, kwargs], f"{self.name}{signature}", str(error)
+            ) from error
 
     def _copy_to_dead_letter(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> None:
         with self.app.producer_or_acquire() as producer:
             producer.publish(
-                {"task": self.name, "id": self.request.id, "args": args, "kwargs": kwargs, "error": str(error)},
+                {
+                    "task": self.name,
+                    "id": self.request.id,
+                    "args": args,
+                    "kwargs": kwargs,
+                    "error": str(error),
+                },
                 routing_key=DEAD_LETTER,
                 serializer="json",
                 retry=True,

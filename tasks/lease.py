@@ -80,7 +80,9 @@ class Lease:
     def check(self) -> None:
         """Raises LeaseLost when another worker holds the job."""
         if self._lost.is_set():
-            raise LeaseLost(f"job {self.job_id}: the lease with token {self.token} has passed to another worker")
+            raise LeaseLost(
+                f"job {self.job_id}: the lease with token {self.token} has passed to another worker"
+            )
 
     def progress(self, fraction: float) -> None:
         """Note how far the stage is, 0 to 1; the heartbeat thread writes it within half a second.
@@ -116,9 +118,7 @@ class Lease:
 
     def _report(self, stage: str, fraction: float, *, rows: int | None = None) -> None:
         with self._resources.transaction() as session:
-            jobs.report(
-                session, self.job_id, self.token, stage=stage, fraction=round(fraction, 4), rows=rows
-            )
+            jobs.report(session, self.job_id, self.token, stage=stage, fraction=round(fraction, 4), rows=rows)
 
     def _record_end(self, error: Exception) -> None:
         """A block that ends well has finished the job itself, in the transaction that saved its model."""
@@ -128,7 +128,7 @@ class Lease:
             if isinstance(error, RetryLater):
                 jobs.release(session, self.job_id, self.token)
             elif isinstance(error, TrainingRefused):
-                outcome = {"refused": error.reason, "detail": error.detail}
+                outcome: dict[str, object] = {"refused": error.reason, "detail": error.detail}
                 jobs.finish(session, self.job_id, self.token, state="refused", outcome=outcome)
             elif isinstance(error, InputRejected):
                 outcome = {"refused": "input", "detail": str(error), "error": error.as_json()}

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from db import artifacts, candles, jobs, registry
-from ml.artifact import Model, Predictor
-from ml.candles import Candles
-from ml.config import TrainingConfig
-from ml.dataset import build_rows, check_candles
+from ml import artifact
+from ml.dataset import check_candles, label_signals, read_market
 from ml.errors import KeyRejected
-from ml.keys import ModelKey
+from ml.evaluation import Evaluation
 from ml.noise import clean
-from ml.promotion import Decision, decide
+from ml.promotion import decide
 from ml.rows import SignalRows
-from ml.training import Challenger, FittedBooster, fit_booster, fit_key
-from tasks.base import Resources
-from tasks.lease import Lease
+from ml.training import Challenger, FittedBooster, fit_booster, fit_key, judge, pool_rows
 from tasks.promotion import Judged, save_challenger
+from tasks.run import Run
 from tasks.shared_fit import Slot, fit_address, save_fit, single_flight
 
-__all__ = ["Run", "train_key"]
+__all__ = ["train_key"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What a claimed job is to do."""
-
-    key: ModelKey
-    job: jobs.TrainingJob
-    config: TrainingConfig
-
-
-def train_key(resources: Resources, lease: Lease, run: Run) -> dict[str, Any]:
+def train_key(run: Run) -> dict[str, Any]:
     """Train, judge and save a challenger of ``run.key``; one transaction writes its fate.
 
     Returns:
@@ -45,24 +34,20 @@ def train_key(resources: Resources, lease: Lease, run: Run) -> dict[str, Any]:
         TrainingRefused: the data cannot carry a model.
         LeaseLost: another worker took the job.
     """
-    known = _known_candles(resources, run)
-    slot = fit_address(run.key, run.config, known)
-    with single_flight(resources, lease, slot.address) as found:
+    slot = fit_address(run.key, run.config, _known_candles(run))
+    with single_flight(run, slot.address) as found:
         symbols = slot.symbols if found is None else (run.key.symbol,)
-        tables = _signal_rows(resources, lease, run, symbols)
-        fitted = _fit(resources, lease, run, slot, tables, found)
-    judged = _judge(resources, lease, run, tables[run.key.symbol], fitted, reused=found is not None)
-    with lease.stage("save"), resources.transaction() as session:
-        lease.require(session)
-        outcome = save_challenger(session, resources, run.key, run.job, judged)
-        model_id = int(outcome["model_id"])
-        jobs.finish(session, lease.job_id, lease.token, state="succeeded", outcome=outcome, model_id=model_id)
-    return {"state": "succeeded", **outcome}
+        tables = _signal_rows(run, symbols)
+        fitted = _fit(run, slot, tables, found)
+    rows = tables[run.key.symbol]
+    judged = _judge(run, rows, fitted, reused=found is not None)
+    with run.lease.stage("save"):
+        return _save(run, judged)
 
 
-def _known_candles(resources: Resources, run: Run) -> Mapping[str, str]:
+def _known_candles(run: Run) -> Mapping[str, str]:
     """Fingerprint of each symbol's candles at the job's data cut; the key's own symbol is among them."""
-    with resources.transaction() as session:
+    with run.resources.transaction() as session:
         known = candles.fingerprint(session, run.key.interval, known_at=run.job.as_of)
     if run.key.symbol not in known:
         stored = ", ".join(sorted(known)) or "none yet"
@@ -75,52 +60,109 @@ def _known_candles(resources: Resources, run: Run) -> Mapping[str, str]:
     return known
 
 
-def _signal_rows(resources: Resources, lease: Lease, run: Run, symbols: tuple[str, ...]) -> dict[str, SignalRows]:
+def _signal_rows(run: Run, symbols: tuple[str, ...]) -> dict[str, SignalRows]:
     """Candles as known at the cut -> labelled signals, one table per symbol."""
-    raw: dict[str, Candles] = {}
-    with lease.stage("load") as counts, resources.transaction() as session:
-        for symbol in symbols:
-            raw[symbol] = candles.read(session, symbol, run.key.interval, known_at=run.job.as_of)
-        counts.update(candles=sum(map(len, raw.values())), symbols=len(symbols))
-    for series in raw.values():
-        check_candles(series, run.config.split)
-    with lease.stage("clean") as counts:
+    with run.lease.stage("load") as counts, run.resources.transaction() as session:
+        raw = {
+            symbol: candles.read(session, symbol, run.key.interval, known_at=run.job.as_of)
+            for symbol in symbols
+        }
+        counts["rows"] = sum(map(len, raw.values()))
+    with run.lease.stage("clean") as counts:
+        for series in raw.values():
+            check_candles(series, run.config.split)
         cleaned = {symbol: clean(series).candles for symbol, series in raw.items()}
-        counts.update(candles=sum(map(len, cleaned.values())))
-    ...
-    return {}
+        counts["rows"] = sum(map(len, cleaned.values()))
+    with run.lease.stage("regimes") as counts:
+        markets = {symbol: read_market(series) for symbol, series in cleaned.items()}
+        counts["rows"] = sum(map(len, cleaned.values()))
+    with run.lease.stage("labels") as counts:
+        tables = {
+            symbol: label_signals(market, symbol=symbol, config=run.config.labels)
+            for symbol, market in markets.items()
+        }
+        counts["rows"] = sum(map(len, tables.values()))
+    return tables
 
 
 def _fit(
-    resources: Resources,
-    lease: Lease,
     run: Run,
     slot: Slot,
     tables: Mapping[str, SignalRows],
     found: FittedBooster | None,
 ) -> FittedBooster:
     """The shared fit: the one found, or made now from the pool's rows and kept for the next job."""
-    with lease.stage("fit") as counts:
+    with run.lease.stage("fit") as counts:
         if found is not None:
-            counts.update(rows=0, trees=found.trees)
             return found
-        pooled = SignalRows.concatenate([tables[symbol] for symbol in slot.symbols])
-        if run.config.pool == "key" and run.key.regime != ALL_REGIMES:
-            pooled = pooled.take(pooled.regime == REGIMES.index(run.key.regime))
-        fitted = fit_booster(pooled, run.config, on_round=lambda done, of: lease.progress(done / of))
-        save_fit(resources, slot.address, fitted)
-        counts.update(rows=fitted.rows, trees=fitted.trees)
+        pooled = pool_rows(run.key, [tables[symbol] for symbol in slot.symbols], run.config.pool)
+        fitted = fit_booster(
+            pooled,
+            run.config,
+            interval=run.key.interval,
+            on_round=lambda done, most: run.lease.progress(done / most),
+        )
+        save_fit(run.resources, slot.address, fitted)
+        counts["rows"] = len(pooled)
         return fitted
 
 
-def _judge(
-    resources: Resources, lease: Lease, run: Run, rows: SignalRows, fitted: FittedBooster, *, reused: bool
-) -> Judged:
+def _judge(run: Run, rows: SignalRows, fitted: FittedBooster, *, reused: bool) -> Judged:
     """Calibrate and evaluate on the key's own rows, beside the champion on the same ones."""
-    with lease.stage("evaluate") as counts:
+    with run.lease.stage("evaluate") as counts:
         challenger = fit_key(run.key, rows, fitted, run.config, as_of=run.job.as_of)
-        with resources.transaction() as session:
+        with run.resources.transaction() as session:
             champion = registry.champion(session, run.key)
-            ...
-        counts.update(rows=challenger.evaluation.rows)
-    return judged
+            incumbent = None if champion is None else _load(session, champion)
+            stored = [
+                series
+                for series in candles.series(session)
+                if series.interval == run.key.interval and series.symbol in fitted.symbols
+            ]
+        champion_evaluation = None
+        if incumbent is not None:
+            champion_evaluation = _judge_incumbent(run, challenger, incumbent)
+        counts["rows"] = challenger.evaluation.rows
+        decision = decide(
+            challenger.evaluation, champion_evaluation, challenger.drift_score, run.config.gates
+        )
+    return Judged(
+        challenger=challenger,
+        champion=champion,
+        champion_evaluation=champion_evaluation,
+        decision=decision,
+        sources={series.symbol: series.source for series in stored},
+        fit_reused=reused,
+    )
+
+
+def _load(session: Session, champion: registry.ModelRow) -> artifact.Predictor:
+    return artifact.load(
+        artifacts.get(session, champion.artifact_sha256),
+        champion.artifact_sha256,
+        artifacts.get(session, champion.booster_sha256),
+    )
+
+
+def _judge_incumbent(run: Run, challenger: Challenger, incumbent: artifact.Predictor) -> Evaluation | None:
+    """The champion on the challenger's test rows. None for one of another feature set: it cannot answer
+    these rows, nor any signal from now on, so there is nothing to beat and the absolute gates decide.
+    """
+    if incumbent.model.feature_names != challenger.model.feature_names:
+        return None
+    return judge(incumbent, challenger.test, run.config, known_base_rate=challenger.model.base_rate)
+
+
+def _save(run: Run, judged: Judged) -> dict[str, Any]:
+    with run.resources.transaction() as session:
+        run.lease.require(session)
+        outcome = save_challenger(session, run, judged)
+        jobs.finish(
+            session,
+            run.lease.job_id,
+            run.lease.token,
+            state="succeeded",
+            outcome=outcome,
+            model_id=outcome["model_id"],
+        )
+    return {"state": "succeeded", **outcome}

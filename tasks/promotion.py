@@ -7,15 +7,13 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from db import artifacts, audit, evaluations, jobs, references, registry
+from db import artifacts, audit, evaluations, references, registry
 from ml.artifact import sha256_hex, to_bytes
-from ml.config import TrainingConfig
 from ml.errors import RetryLater
 from ml.evaluation import Evaluation
-from ml.keys import ModelKey
 from ml.promotion import Decision
 from ml.training import Challenger
-from tasks.base import Resources
+from tasks.run import Run
 
 __all__ = ["Judged", "save_challenger"]
 
@@ -37,10 +35,7 @@ class Judged:
 
 def save_challenger(
     session: Session,
-    resources: Resources,
-    key: ModelKey,
-    job: jobs.TrainingJob,
-    config: TrainingConfig,
+    run: Run,
     judged: Judged,
 ) -> dict[str, Any]:
     """Store the challenger with its evaluation and reference; promote it if the gates let it.
@@ -55,39 +50,39 @@ def save_challenger(
     """
     body = to_bytes(judged.challenger.model)
     sha256 = sha256_hex(body)
-    existing = registry.find_by_artifact(session, key, sha256)
+    existing = registry.find_by_artifact(session, run.key, sha256)
     if existing is not None:
         return _outcome(existing, judged, result="unchanged")
-    champion = registry.champion(session, key)
+    champion = registry.champion(session, run.key)
     if (champion and champion.id) != (judged.champion and judged.champion.id):
-        raise RetryLater(f"{key}: the champion changed while a challenger was judged against the one before")
+        raise RetryLater(
+            f"{run.key}: the champion changed while a challenger was judged against the one before"
+        )
     artifacts.put(session, sha256=sha256, body=body, kind="model", address=None, metadata={})
-    row = _register(session, key, job, config, judged, sha256)
-    _record_evaluations(session, resources, key, job, judged, row)
+    row = _register(session, run, judged, sha256)
+    _record_evaluations(session, run, judged, row)
     references.save(session, row.id, judged.challenger.reference)
-    _decide(session, resources, key, job, judged, row)
+    _decide(session, run, judged, row)
     return _outcome(row, judged, result="promoted" if judged.decision.promote else "rejected")
 
 
 def _register(
     session: Session,
-    key: ModelKey,
-    job: jobs.TrainingJob,
-    config: TrainingConfig,
+    run: Run,
     judged: Judged,
     sha256: str,
 ) -> registry.ModelRow:
     challenger = judged.challenger
     return registry.add(
         session,
-        key=key,
+        key=run.key,
         artifact_sha256=sha256,
         booster_sha256=challenger.model.booster_sha256,
-        job_id=job.id,
-        as_of=job.as_of,
-        data_cut=job.as_of,
-        config=config.model_dump(mode="json"),
-        config_digest=config.digest(),
+        job_id=run.job.id,
+        as_of=run.job.as_of,
+        data_cut=run.job.as_of,
+        config=run.config.model_dump(mode="json"),
+        config_digest=run.config.digest(),
         metrics=challenger.evaluation.to_json(),
         decision=judged.decision.to_json(),
         state="candidate" if judged.decision.promote else "rejected",
@@ -102,22 +97,20 @@ def _register(
 
 def _record_evaluations(
     session: Session,
-    resources: Resources,
-    key: ModelKey,
-    job: jobs.TrainingJob,
+    run: Run,
     judged: Judged,
     row: registry.ModelRow,
 ) -> None:
-    now = resources.clock.now()
+    now = run.resources.clock.now()
     champion_id = None if judged.champion is None else judged.champion.id
     evaluations.record(
         session,
-        key=key,
+        key=run.key,
         model_id=row.id,
         kind="challenger",
         evaluation=judged.challenger.evaluation,
         as_of=now,
-        job_id=job.id,
+        job_id=run.job.id,
         champion_id=champion_id,
         promote=judged.decision.promote,
         decision=judged.decision.to_json(),
@@ -125,40 +118,40 @@ def _record_evaluations(
     if champion_id is not None and judged.champion_evaluation is not None:
         evaluations.record(
             session,
-            key=key,
+            key=run.key,
             model_id=champion_id,
             kind="champion",
             evaluation=judged.champion_evaluation,
             as_of=now,
-            job_id=job.id,
+            job_id=run.job.id,
         )
 
 
 def _decide(
     session: Session,
-    resources: Resources,
-    key: ModelKey,
-    job: jobs.TrainingJob,
+    run: Run,
     judged: Judged,
     row: registry.ModelRow,
 ) -> None:
     """The audit row of either fate; `registry.promote` writes its own."""
-    now = resources.clock.now()
-    secret = resources.settings.audit_hmac_key
+    now = run.resources.clock.now()
+    secret = run.resources.settings.audit_hmac_key
     hmac_key = None if secret is None else secret.get_secret_value().encode()
-    details = {"job_id": job.id, "reason": job.reason, "requested_by": job.requested_by}
+    details: dict[str, object] = {
+        "job_id": run.job.id,
+        "reason": run.job.reason,
+        "requested_by": run.job.requested_by,
+    }
     if judged.decision.promote:
         why = "every gate passed"
-        registry.promote(
-            session, row.id, now=now, actor=ACTOR, why=why, details=details, hmac_key=hmac_key
-        )
+        registry.promote(session, row.id, now=now, actor=ACTOR, why=why, details=details, hmac_key=hmac_key)
         return
     details |= {"model_id": row.id, "version": row.version, "artifact_sha256": row.artifact_sha256}
     audit.append(
         session,
         action="reject",
         actor=ACTOR,
-        subject=str(key),
+        subject=str(run.key),
         why="; ".join(judged.decision.reasons),
         details=details,
         now=now,

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import text
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
 from db import artifacts
@@ -21,9 +22,9 @@ from ml.config import TrainingConfig
 from ml.dataset import FEATURE_SET
 from ml.errors import StoreUnavailable
 from ml.keys import ModelKey
-from ml.training import FittedBooster
+from ml.training import FittedBooster, library_versions
 from tasks.base import Resources
-from tasks.lease import Lease
+from tasks.run import Run
 
 __all__ = ["Slot", "find_fit", "fit_address", "pool_symbols", "save_fit", "single_flight"]
 
@@ -55,6 +56,7 @@ def fit_address(key: ModelKey, config: TrainingConfig, known: Mapping[str, str])
         "interval": key.interval,
         "options": config.fit_digest(),
         "features": FEATURE_SET,
+        "libraries": library_versions(),
         "candles": {symbol: known[symbol] for symbol in symbols},
         # A fit on the key's own rows is nobody else's.
         "regime": key.regime if config.pool == "key" else None,
@@ -82,34 +84,43 @@ def save_fit(resources: Resources, address: str, fitted: FittedBooster) -> None:
             body=fitted.ubjson,
             kind="booster",
             address=address,
-            metadata=fitted.as_json(),
+            metadata=fitted.to_json(),
         )
 
 
 @contextmanager
-def single_flight(resources: Resources, lease: Lease, address: str) -> Iterator[FittedBooster | None]:
+def single_flight(run: Run, address: str) -> Iterator[FittedBooster | None]:
     """Yield the fit if it is there or another job makes it meanwhile; else None, with the right to make it.
 
     Raises:
         LeaseLost: this job passed to another worker while it waited.
         StoreUnavailable: the database went away.
     """
-    found = find_fit(resources, address)
+    found = find_fit(run.resources, address)
     if found is not None:
         yield found
         return
+    connection = _locked_connection(run, address)
+    try:
+        found = find_fit(run.resources, address)
+        if found is None:
+            yield None
+    finally:
+        # Not back to the pool: closing ends the lock, even on a connection that is broken half-way.
+        connection.invalidate()
+        connection.close()
+    if found is not None:
+        yield found
+
+
+def _locked_connection(run: Run, address: str) -> Connection:
+    """A connection of its own that holds the lock. Polls, so that a lost lease ends the waiting."""
     lock_id = int.from_bytes(bytes.fromhex(address)[:8], "big", signed=True)
     try:
-        connection = resources.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection = run.resources.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        while not connection.scalar(text("SELECT pg_try_advisory_lock(:id)"), {"id": lock_id}):
+            run.lease.check()
+            time.sleep(POLL_SECONDS)
     except OperationalError as error:
         raise StoreUnavailable(f"cannot lock the shared fit: {error.orig}") from error
-    try:
-        while not connection.scalar(text("SELECT pg_try_advisory_lock(:id)"), {"id": lock_id}):
-            lease.check()
-            time.sleep(POLL_SECONDS)
-        try:
-            yield find_fit(resources, address)
-        finally:
-            connection.execute(text("SELECT pg_advisory_unlock(:id)"), {"id": lock_id})
-    finally:
-        connection.close()
+    return connection

@@ -17,7 +17,8 @@ from ml.keys import ModelKey
 from runtime.clock import data_cut
 from tasks.base import Resources, Task
 from tasks.lease import Lease
-from tasks.pipeline import Run, train_key
+from tasks.pipeline import train_key
+from tasks.run import Run
 
 __all__ = ["key_of", "record_queued", "train"]
 
@@ -67,7 +68,7 @@ def train(
             try:
                 with Lease(resources, job_id, claim.fencing_token) as lease:
                     config = TrainingConfig.from_mapping(resources.settings.training)
-                    return train_key(resources, lease, Run(key=key, job=claim.job, config=config))
+                    return train_key(Run(resources=resources, lease=lease, job=claim.job, config=config))
             except TrainingRefused as error:
                 log.warning("training_refused", reason=error.reason, detail=error.detail)
                 return {"state": "refused", "refused": error.reason, "detail": error.detail}

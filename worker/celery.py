@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from celery import Celery, signals
 from celery.schedules import schedule
-from kombu import Queue
+from kombu.entity import Queue
 
 from beat_schedule import BEAT_SCHEDULE, SWEEP_JOBS
 from ml.errors import RetryLater
@@ -121,7 +121,7 @@ def _configure_logging(**_: object) -> None:
 def _record_queued_job(
     sender: str, body: tuple[Sequence[Any], Mapping[str, Any], Any], headers: Mapping[str, Any], **_: object
 ) -> None:
-    """A training job has a row from the moment its message is made, whoever makes it: beat, CLI, `celery call`."""
+    """A training job has a row before its message goes out, whoever sends it: beat, CLI, `celery call`."""
     if sender != "tasks.train":
         return
     args, kwargs, _embed = body
