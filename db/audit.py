@@ -108,9 +108,10 @@ def verify(session: Session, hmac_key: bytes | None = None, *, expected: Head | 
         AuditChainBroken: names the first row that was changed, removed or inserted.
     """
     before, signed = Head(0, GENESIS), 0
-    query = sa.select(AuditEntry, sa.cast(AuditEntry.details, sa.Text)).order_by(AuditEntry.id)
-    rows = session.execute(query.execution_options(yield_per=ROWS_A_BATCH, populate_existing=True))
-    for row, stored in rows.tuples():
+    stored_details = sa.cast(AuditEntry.details, sa.Text).label("stored_details")
+    query = sa.select(AuditEntry, stored_details).order_by(AuditEntry.id)
+    rows = session.execute(query, execution_options={"yield_per": ROWS_A_BATCH, "populate_existing": True})
+    for row, stored in rows:
         if row.id != before.id + 1:
             raise AuditChainBroken(f"row {before.id + 1} of the audit log is missing")
         if row.prev_hash != before.hash or row.hash != _hash(row, stored):

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from db import artifacts, jobs, registry
 from db.session import transaction
 from ml.candles import Candles
+from ml.drift import FeatureReference, Reference
 from ml.keys import ModelKey
 
 T = TypeVar("T")
@@ -90,3 +91,16 @@ def enqueue(engine: Engine, key: ModelKey = KEY) -> str:
             session, job_id=job_id, key=key, reason="manual", requested_by="test", as_of=AS_OF
         )
     return job_id
+
+
+def reference() -> Reference:
+    """Of two features, one with NaN in its sample."""
+    first = np.array([0.1, 0.2, 0.30000001, 7e-12], np.float32)
+    second = np.array([1.0, 2.0, np.nan, np.nan], np.float32)
+    return Reference(
+        (
+            FeatureReference("rsi", np.sort(first), np.array([0.15], np.float32), np.array([0.5, 0.5]), 0.75),
+            FeatureReference("adx", second, np.empty(0, np.float32), np.array([1.0]), 0.25),
+        ),
+        rows=4321,
+    )
