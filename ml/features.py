@@ -52,8 +52,8 @@ class _Market:
         self.hlc = (self.high, self.low, self.close)
         self.log_close = np.log(self.close)
         self.step = np.diff(self.log_close, prepend=np.nan)
-        self.macd = talib.MACD(self.close, 12, 26, 9)
-        self.stochastic = talib.STOCH(*self.hlc, fastk_period=14, slowk_period=3, slowd_period=3)
+        into_day = candles.close_time - candles.close_time.astype("datetime64[D]")
+        self.day_angle = 2 * np.pi * (into_day / np.timedelta64(1, "D"))
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
@@ -106,6 +106,19 @@ def _volatility_ratio(m: _Market) -> Floats:
     return np.sqrt(_ratio(rolling_sum(square, 12) / 12, rolling_sum(square, 72) / 72))
 
 
+def _range_ahead(m: _Market) -> Floats:
+    """What range the clock promises: that of the 12 candles that came 24, 48 … 168 candles ago, in ATR.
+
+    On hourly candles these are the next 12 hours as they were on each of the last 7 days.
+    """
+    twelve = rolling_sum(m.high - m.low, 12) / 12
+    lags = range(12, 7 * 24, 24)
+    total = np.full(len(twelve), np.nan)
+    if len(twelve) > lags[-1]:
+        total[lags[-1] :] = sum(twelve[lags[-1] - lag : len(twelve) - lag] for lag in lags)
+    return _ratio(total / len(lags), m.atr)
+
+
 def _volume_ratio(m: _Market, short: int, long: int) -> Floats:
     return _ratio(rolling_sum(m.volume, short) / short, rolling_sum(m.volume, long) / long)
 
@@ -141,25 +154,19 @@ ADX = ATR + 2 * PERIOD + 40
 
 FEATURES: tuple[Feature, ...] = (
     Feature("move_1", ATR, "MOM(1) / ATR(14)", lambda m: _move(m, 1), oriented=True),
-    Feature("move_3", ATR, "MOM(3) / ATR(14) / sqrt(3)", lambda m: _move(m, 3), oriented=True),
     Feature("move_6", ATR, "MOM(6) / ATR(14) / sqrt(6)", lambda m: _move(m, 6), oriented=True),
     Feature("move_12", ATR, "MOM(12) / ATR(14) / sqrt(12)", lambda m: _move(m, 12), oriented=True),
     Feature("move_24", ATR, "MOM(24) / ATR(14) / sqrt(24)", lambda m: _move(m, 24), oriented=True),
     Feature("move_72", ATR, "MOM(72) / ATR(14) / sqrt(72)", lambda m: _move(m, 72), oriented=True),
     Feature("move_168", ATR, "MOM(168) / ATR(14) / sqrt(168)", lambda m: _move(m, 168), oriented=True),
-    Feature(
-        "rsi_7", 7 + wilder_lookback(7), "RSI(7)", lambda m: _centred(talib.RSI(m.close, 7)), oriented=True
-    ),
     Feature("rsi_14", ATR, "RSI(14)", lambda m: _centred(talib.RSI(m.close, 14)), oriented=True),
     Feature(
-        "rsi_28",
-        28 + wilder_lookback(28),
-        "RSI(28)",
-        lambda m: _centred(talib.RSI(m.close, 28)),
+        "stoch_k",
+        17,
+        "STOCH(14, 3, 3), %K",
+        lambda m: _centred(talib.STOCH(*m.hlc, fastk_period=14, slowk_period=3, slowd_period=3)[0]),
         oriented=True,
     ),
-    Feature("stoch_k", 17, "STOCH(14, 3, 3), %K", lambda m: _centred(m.stochastic[0]), oriented=True),
-    Feature("stoch_d", 17, "STOCH(14, 3, 3), %D", lambda m: _centred(m.stochastic[1]), oriented=True),
     Feature(
         "stochrsi",
         ATR + 14,
@@ -188,22 +195,18 @@ FEATURES: tuple[Feature, ...] = (
         lambda m: _ratio(talib.TRIX(m.close, 15) * m.close, 100 * m.atr),
         oriented=True,
     ),
-    Feature("macd", ATR, "MACD(12, 26) / ATR(14)", lambda m: _ratio(m.macd[0], m.atr), oriented=True),
     Feature(
         "macd_histogram",
         ATR,
         "MACD(12, 26, 9) histogram / ATR(14)",
-        lambda m: _ratio(m.macd[2], m.atr),
+        lambda m: _ratio(talib.MACD(m.close, 12, 26, 9)[2], m.atr),
         oriented=True,
     ),
     Feature(
-        "ema_9", ATR, "(close - EMA(9)) / ATR(14)", lambda m: _above(m, talib.EMA(m.close, 9)), oriented=True
-    ),
-    Feature(
-        "ema_21",
+        "dema_20",
         ATR,
-        "(close - EMA(21)) / ATR(14)",
-        lambda m: _above(m, talib.EMA(m.close, 21)),
+        "(close - DEMA(20)) / ATR(14)",
+        lambda m: _above(m, talib.DEMA(m.close, 20)),
         oriented=True,
     ),
     Feature(
@@ -263,6 +266,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature("wicks", 0, "(lower wick - upper wick) / range", _wicks, oriented=True),
     Feature("adx_14", ADX, "ADX(14)", lambda m: m.regime.adx),
+    Feature("dx_14", ATR, "DX(14)", lambda m: talib.DX(*m.hlc, PERIOD)),
     Feature(
         "adx_change", ADX + 13, "ADX(14) - ADXR(14)", lambda m: m.regime.adx - talib.ADXR(*m.hlc, PERIOD)
     ),
@@ -275,6 +279,9 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature("true_range", ATR, "TRANGE / ATR(14)", lambda m: _ratio(talib.TRANGE(*m.hlc), m.atr)),
     Feature("volatility_ratio", 72, "rolling: spread of 12 log returns / of 72", _volatility_ratio),
+    Feature(
+        "range_ahead", ATR, "rolling: mean range of 12 candles, 24 to 168 candles ago / ATR(14)", _range_ahead
+    ),
     Feature("bollinger_width_20", 19, "rolling: band width of 20 / middle", lambda m: m.regime.width),
     Feature(
         "atr_rank_500", regimes.LOOKBACK, "rolling: rank of NATR(14) in 500", lambda m: m.regime.atr_rank
@@ -284,6 +291,8 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature("volume_surge", 19, "rolling: volume / mean of 20", lambda m: _volume_ratio(m, 1, 20)),
     Feature("volume_trend", 95, "rolling: mean volume of 12 / of 96", lambda m: _volume_ratio(m, 12, 96)),
+    Feature("hour_sin", 0, "sine of the close's time of day", lambda m: np.sin(m.day_angle)),
+    Feature("hour_cos", 0, "cosine of the close's time of day", lambda m: np.cos(m.day_angle)),
 )
 """The columns of ``market_features``, in order."""
 
