@@ -43,8 +43,8 @@ __all__ = [
 ]
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "TA-Lib", "xgboost-cpu")
-REGIME_FEATURE = "regime_"
-"""Features that say the regime are constant among one regime's rows, and may be."""
+MAY_BE_CONSTANT = ("regime_", "hour_")
+"""Rows of one regime share it, and daily candles all close at one hour: no reason to refuse them."""
 
 OnRound = Callable[[int, int], None]
 
@@ -338,7 +338,7 @@ def _check_fit_rows(rows: SignalRows, parts: Split, config: TrainingConfig) -> N
     named = [
         name
         for name, same in zip(rows.feature_names, constant, strict=True)
-        if same and not name.startswith(REGIME_FEATURE)
+        if same and not name.startswith(MAY_BE_CONSTANT)
     ]
     if named:
         raise TrainingRefused(
