@@ -22,7 +22,7 @@ Trained = tuple[SignalRows, FittedBooster, Challenger]
 
 pytestmark = pytest.mark.training
 
-CONFIG = TrainingConfig.from_mapping({"bootstrap_samples": 100, "fit": {"n_estimators": 20}})
+CONFIG = TrainingConfig.from_mapping({"bootstrap_samples": 100, "fit": {"n_estimators": 20, "threads": 1}})
 AS_OF = datetime(2020, 1, 1, tzinfo=UTC)
 
 
