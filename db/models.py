@@ -1,7 +1,7 @@
 """The tables: types, keys, checks and an index for each query that the system makes.
 
-Time-series tables (``HYPERTABLES`` in ``db/timescale.py``) have their time in every unique key, and
-nothing refers to them by a foreign key: TimescaleDB allows neither otherwise. Triggers and storage
+Time-series tables (migration 0003 lists them) have their time in every unique key, and nothing refers
+to them by a foreign key: TimescaleDB allows neither otherwise. Triggers and storage
 options live in the migrations. Times are ``timestamptz``; rows carry the data's time (``as_of``, the
 clock of ``runtime/clock.py``), leases the server's own.
 """

@@ -10,14 +10,7 @@ from datetime import timedelta
 
 import sqlalchemy as sa
 
-__all__ = ["HYPERTABLES", "Hypertable", "has_timescaledb", "make_hypertable"]
-
-LONGEST_HORIZON = timedelta(days=40)
-"""Label horizons end within this: 500 bars (``LabelConfig.horizon_bars``) of 1h are 21 days; of longer
-intervals the default 12 bars."""
-STATED_OUTAGE = timedelta(days=20)
-"""The longest time for which outcomes may stay unresolved because something was down."""
-COMPRESS_AFTER = LONGEST_HORIZON + STATED_OUTAGE
+__all__ = ["Hypertable", "has_timescaledb", "make_hypertable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +23,6 @@ class Hypertable:
     segment_by: str
     """Columns that each compressed batch has one value of."""
     order_by: str
-
-
-HYPERTABLES = (
-    # A chunk of a year: an hourly series has 8,760 rows in it, and training reads every chunk there is.
-    Hypertable(
-        "candles", "open_time", timedelta(days=364), "symbol, interval", "open_time DESC, known_at DESC"
-    ),
-    Hypertable(
-        "ml_performance_tracking",
-        "signal_time",
-        timedelta(days=28),
-        "symbol, interval",
-        "signal_time DESC, id",
-    ),
-    Hypertable("ml_eval_history", "as_of", timedelta(days=364), "symbol, interval, regime", "as_of DESC, id"),
-    Hypertable("ml_drift_alerts", "as_of", timedelta(days=91), "symbol, interval, regime", "as_of DESC, id"),
-    Hypertable("ml_drift_details", "as_of", timedelta(days=91), "feature", "as_of DESC, alert_id"),
-)
 
 
 def has_timescaledb(connection: sa.Connection) -> bool:
@@ -66,7 +41,7 @@ def has_timescaledb(connection: sa.Connection) -> bool:
     return False
 
 
-def make_hypertable(connection: sa.Connection, hypertable: Hypertable) -> None:
+def make_hypertable(connection: sa.Connection, hypertable: Hypertable, *, compress_after: timedelta) -> None:
     """Turn an empty table into a hypertable with a compression policy and no retention.
 
     A late row or outcome may still be written to a compressed chunk; it is only slower.
@@ -92,5 +67,5 @@ def make_hypertable(connection: sa.Connection, hypertable: Hypertable) -> None:
     )
     connection.execute(
         sa.text("CALL add_columnstore_policy(CAST(:table AS regclass), after => CAST(:after AS interval))"),
-        {"table": hypertable.table, "after": COMPRESS_AFTER},
+        {"table": hypertable.table, "after": compress_after},
     )

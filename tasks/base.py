@@ -27,7 +27,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from db.session import create_engine, transaction
-from ml.errors import InputRejected, RetryLater, StopForOperator
+from ml.errors import AlphaPlusError, InputRejected, RetryLater, StopForOperator
 from runtime.clock import Clock
 from runtime.queues import DEAD_LETTER
 from runtime.settings import Settings
@@ -93,6 +93,7 @@ class Task(celery.Task):
 
     abstract = True
     max_retries = 8
+    throws = (AlphaPlusError,)  # expected: one line in the log, no traceback
 
     @property
     def resources(self) -> Resources:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import accumulate
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import structlog
 from sqlalchemy.orm import Session
@@ -60,6 +60,7 @@ class Lease:
         self._reporting = threading.Lock()
         self._lost = threading.Event()
         self._stopped = threading.Event()
+        self._finished = False
         self._thread = threading.Thread(target=self._keep_alive, name=f"lease-{job_id}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -102,6 +103,8 @@ class Lease:
         self._enter(name, _START[name])
         started = time.monotonic()
         yield counts
+        if self._finished:
+            return  # the row has its end, and takes no report any more
         self.check()
         self._enter(name, _START[name] + _SHARES[name], rows=counts.get("rows"))
         log.info("stage_done", stage=name, seconds=round(time.monotonic() - started, 3), **counts)
@@ -109,6 +112,11 @@ class Lease:
     def require(self, session: Session) -> None:
         """Lock the job's row in ``session`` and check the token there. Raises LeaseLost."""
         jobs.require_lease(session, self.job_id, self.token)
+
+    def finish(self, session: Session, *, outcome: dict[str, Any], model_id: int) -> None:
+        """End the job well, in the transaction that saves its model. Raises LeaseLost."""
+        jobs.finish(session, self.job_id, self.token, state="succeeded", outcome=outcome, model_id=model_id)
+        self._finished = True
 
     def _enter(self, stage: str, fraction: float, *, rows: int | None = None) -> None:
         # The lock keeps the thread from writing a stage that is over after the one that follows it.
@@ -145,6 +153,8 @@ class Lease:
         while not self._stopped.wait(PROGRESS_SECONDS):
             due = time.monotonic() - renewed >= settings.heartbeat_seconds
             try:
+                if self._finished:
+                    return
                 if due:
                     with self._resources.transaction() as session:
                         jobs.heartbeat(session, self.job_id, self.token, lease)

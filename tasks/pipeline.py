@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from db import artifacts, candles, jobs, registry
+from db import artifacts, candles, registry
 from ml import artifact
 from ml.dataset import check_candles, label_signals, read_market
 from ml.errors import KeyRejected
@@ -157,12 +157,5 @@ def _save(run: Run, judged: Judged) -> dict[str, Any]:
     with run.resources.transaction() as session:
         run.lease.require(session)
         outcome = save_challenger(session, run, judged)
-        jobs.finish(
-            session,
-            run.lease.job_id,
-            run.lease.token,
-            state="succeeded",
-            outcome=outcome,
-            model_id=outcome["model_id"],
-        )
+        run.lease.finish(session, outcome=outcome, model_id=outcome["model_id"])
     return {"state": "succeeded", **outcome}

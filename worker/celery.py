@@ -73,7 +73,7 @@ def _configuration() -> dict[str, Any]:
         "worker_eta_task_limit": 1000,
         "worker_hijack_root_logger": False,
         "worker_soft_shutdown_timeout": 20,
-        "worker_enable_soft_shutdown_on_idle": True,
+        "worker_enable_soft_shutdown_on_idle": False,
         "worker_cancel_long_running_tasks_on_connection_loss": True,
         "visibility_timeout": visibility,
         "broker_transport_options": transport,

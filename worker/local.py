@@ -31,14 +31,16 @@ import psutil
 from ml.errors import StopForOperator
 from runtime.server_record import ProcessMark, ServerRecord
 from worker.server_home import ServerHome, find_home
-from worker.server_programs import Postgres, ServerProgram, Valkey, port_is_free
+from worker.server_programs import Postgres, ServerProgram, Valkey, has_ended, port_is_free
 
 __all__ = ["LocalServers", "local_servers", "start_servers", "stop_servers"]
 
 START_TIMEOUT_SECONDS = 60.0
 """Long enough for crash recovery of a large write-ahead log."""
-START_ATTEMPTS = 3
-"""Another program may take a free port between our look and the server's start."""
+START_ATTEMPTS = 5
+START_PAUSE_SECONDS = 0.5
+"""Another program may take a free port between our look and the server's start, and the processes of a
+killed PostgreSQL linger for a moment."""
 POLL_SECONDS = 0.02
 OWNER_STOP_SECONDS = 90.0
 """What `alphaplus servers stop` gives the owner, who may wait for its workers first."""
@@ -136,13 +138,11 @@ def stop_servers(data_dir: Path) -> bool:
     owner = record.owner.process() if record else None
     if owner is not None and owner.pid != os.getpid():
         owner.terminate()
-        try:
-            owner.wait(OWNER_STOP_SECONDS)
-        except psutil.TimeoutExpired:
-            raise StopForOperator(
-                f"process {owner.pid}, which started the servers, does not end: kill it, then stop them again"
-            ) from None
-        return True
+        if _ends_within(owner, OWNER_STOP_SECONDS):
+            return True
+        raise StopForOperator(
+            f"process {owner.pid}, which started the servers, does not end: kill it, then stop them again"
+        )
     if not data_dir.exists():
         return False
     home = find_home(data_dir)
@@ -166,9 +166,7 @@ def _ensure(program: ServerProgram) -> ServerProgram:
             _started.append(child)
         if _wait_until_answers(program, child):
             return program
-        # It ended at once: another program may have taken the port, or another start was quicker.
-        if program.process() is None:
-            program.move_to_free_port()
+        time.sleep(START_PAUSE_SECONDS)
     raise StopForOperator(f"{program.name} does not start; the end of its log:\n{_log_end(program)}")
 
 
@@ -204,14 +202,20 @@ def _stop_program(program: ServerProgram) -> bool:
     for number, seconds in program.stop_steps:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
-        try:
-            process.wait(seconds)
-        except psutil.TimeoutExpired:
-            continue
-        for child in _started:
-            child.poll()
-        return True
+        if _ends_within(process, seconds):
+            return True
     raise StopForOperator(f"{program.name} (process {process.pid}) does not end")
+
+
+def _ends_within(process: psutil.Process, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not has_ended(process):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    for child in _started:
+        child.poll()  # collects it, should it be ours
+    return True
 
 
 def _mark(program: ServerProgram) -> ProcessMark:

@@ -19,7 +19,7 @@ from ml.errors import StopForOperator
 from runtime.server_record import write_private
 from worker.server_home import POSTGRES_MAJOR, ServerHome
 
-__all__ = ["HOST", "Access", "Postgres", "ServerProgram", "Valkey", "free_port", "port_is_free"]
+__all__ = ["HOST", "Access", "Postgres", "ServerProgram", "Valkey", "free_port", "has_ended", "port_is_free"]
 
 HOST = "127.0.0.1"
 ROLE = DATABASE = "alphaplus"
@@ -49,7 +49,7 @@ class ServerProgram(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Make the server's folder and files as the next start needs them."""
+        """Make the server's folder and files as the next start needs them; called while it does not run."""
 
     @abstractmethod
     def command(self) -> list[str]:
@@ -137,6 +137,9 @@ class Postgres(ServerProgram):
 
     def prepare(self) -> None:
         """Make the cluster if there is none; checks that an old one is of our major version."""
+        # PostgreSQL takes a zombie, or another process with the number, for a server that runs. Should
+        # processes of a killed server linger, its shared memory still keeps a second one out.
+        (self.folder / "postmaster.pid").unlink(missing_ok=True)
         version_file = self.folder / "PG_VERSION"
         if not version_file.exists():
             self._make_cluster()
@@ -238,6 +241,7 @@ class Valkey(ServerProgram):
         """Write the configuration; the password lies there and not on the command line."""
         if not self.folder.exists():
             self.home.make_owned_folder(self.folder)
+        self._pid_file.unlink(missing_ok=True)
         options = {
             "bind": HOST,
             "port": self.access.port,
@@ -303,9 +307,17 @@ def port_is_free(port: int) -> bool:
         return True
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it is gone; a zombie is, though its parent may never ask for it (as PID 1 of some containers)."""
+    try:
+        return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 def _process_of(pid_file: Path, is_ours: Callable[[psutil.Process], bool]) -> psutil.Process | None:
     try:
-        found = psutil.Process(int(pid_file.read_text(encoding="ascii").split()[0]))
-        return found if found.status() != psutil.STATUS_ZOMBIE and is_ours(found) else None
+        found = psutil.Process(int(pid_file.read_bytes().split()[0]))
+        return found if not has_ended(found) and is_ours(found) else None
     except (FileNotFoundError, ValueError, IndexError, psutil.NoSuchProcess, psutil.AccessDenied):
         return None
