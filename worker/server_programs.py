@@ -308,7 +308,7 @@ def port_is_free(port: int) -> bool:
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """Whether it is gone; a zombie is, though its parent may never ask for it (as PID 1 of some containers)."""
+    """Whether it is gone. A zombie is: its parent (PID 1 of some containers) may never ask for it."""
     try:
         return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
