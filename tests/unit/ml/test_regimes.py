@@ -1,0 +1,93 @@
+"""Regimes against an independent reading of the rules, candle by candle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import talib
+
+from ml.keys import REGIMES
+from ml.regimes import LOOKBACK, classify, classify_measures, measure
+from ml.rolling import rolling_rank
+from tests.real_candles import real_candles
+
+pytestmark = pytest.mark.training
+
+
+def test_regimes_of_real_candles_follow_the_rules_read_one_by_one() -> None:
+    candles = real_candles()
+    high, low, close = candles.high, candles.low, candles.close
+    volatility = talib.ATR(high, low, close, 14) / close
+    adx = talib.ADX(high, low, close, 14)
+    closes = pd.Series(close)
+    width = (4 * closes.rolling(20).std(ddof=0) / closes.rolling(20).mean()).to_numpy()
+    found = classify(candles)
+    for t in range(LOOKBACK, len(candles), 13):
+        last = slice(t - 499, t + 1)
+        if sum(volatility[last] < volatility[t]) >= 400:
+            expected = "volatile"
+        elif adx[t] > 25:
+            expected = "trending"
+        elif sum(width[last] < width[t]) < 125:
+            expected = "consolidation"
+        else:
+            expected = "sideways"
+        assert REGIMES[found[t]] == expected, t
+
+
+def test_every_regime_is_common_in_real_candles_and_none_is_told_early() -> None:
+    found = classify(real_candles())
+    assert (found[:LOOKBACK] == -1).all()
+    share = np.bincount(found[LOOKBACK:], minlength=4) / (len(found) - LOOKBACK)
+    assert (share > 0.1).all()
+
+
+@pytest.mark.parametrize(
+    ("adx", "atr_rank", "width_rank", "expected"),
+    [
+        (99.0, 0.8, 0.0, "volatile"),
+        (25.1, 0.798, 0.0, "trending"),
+        (25.0, 0.798, 0.248, "consolidation"),
+        (25.0, 0.798, 0.25, "sideways"),
+    ],
+)
+def test_each_boundary_falls_on_its_stated_side(
+    adx: float, atr_rank: float, width_rank: float, expected: str
+) -> None:
+    found = classify_measures(np.array([adx]), np.array([atr_rank]), np.array([width_rank]))
+    assert [REGIMES[code] for code in found] == [expected]
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_a_missing_measure_leaves_the_regime_untold(missing: int) -> None:
+    values = [np.array([30.0]), np.array([0.9]), np.array([0.1])]
+    values[missing] = np.array([np.nan])
+    assert classify_measures(*values).tolist() == [-1]
+
+
+def test_a_rank_counts_the_values_strictly_below() -> None:
+    values = np.array([5.0, 1, 3, 3, 4, 9, 0])
+    # Windows of 4, newest last: 5133 -> 1 below 3; 1334 -> 3; 3349 -> 3; 3490 -> 0.
+    expected = [np.nan, np.nan, np.nan, 0.25, 0.75, 0.75, 0.0]
+    np.testing.assert_array_equal(rolling_rank(values, 4), expected)
+
+
+def test_a_rank_over_many_chunks_agrees_with_pandas_ties_included() -> None:
+    values = np.random.default_rng(3).integers(0, 400, 20_000).astype(float)
+    values[:7] = np.nan
+    expected = (pd.Series(values).rolling(500).rank(method="min") - 1) / 500
+    np.testing.assert_allclose(rolling_rank(values, 500), expected, rtol=1e-15)
+
+
+def test_a_rank_is_missing_while_its_window_holds_a_missing_value() -> None:
+    values = np.arange(10.0)
+    values[4] = np.nan
+    assert np.flatnonzero(np.isnan(rolling_rank(values, 3))).tolist() == [0, 1, 4, 5, 6]
+
+
+@pytest.mark.parametrize("n", [0, 1, 20, 600])
+def test_too_few_candles_have_measures_of_their_length_and_no_regime(n: int) -> None:
+    candles = real_candles().slice(0, n)
+    assert classify(candles).tolist() == [-1] * n
+    assert len(measure(candles).width_rank) == n
