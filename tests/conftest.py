@@ -181,17 +181,19 @@ def redis_url(servers: ServerRecord) -> Iterator[str]:
 
 
 @pytest.fixture
-def base_env(tmp_path: Path) -> dict[str, str]:
+def base_env() -> Iterator[dict[str, str]]:
     """Environment of a subprocess: this interpreter's scripts, a HOME of its own, no setting, no server."""
-    home = tmp_path / "home"
-    home.mkdir()
-    return {
+    # Beside the run's servers, for the reason given there.
+    home = _folder() / f"home-{secrets.token_hex(4)}"
+    home.mkdir(mode=0o711)
+    yield {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"]),
         "HOME": str(home),
         "LANG": "C.UTF-8",
         FOLDER_VARIABLE: str(_folder()),
         "ALPHAPLUS_DATA_DIR": str(home / "data"),
     }
+    shutil.rmtree(home)
 
 
 @pytest.fixture
