@@ -72,7 +72,8 @@ def _configuration() -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         "worker_eta_task_limit": 1000,
         "worker_hijack_root_logger": False,
-        "worker_soft_shutdown_timeout": 20,
+        "worker_soft_shutdown_timeout": SOFT_SHUTDOWN_SECONDS,
+        # An idle worker ends at once; messages that it holds for later go back to their queue all the same.
         "worker_enable_soft_shutdown_on_idle": False,
         "worker_cancel_long_running_tasks_on_connection_loss": True,
         "visibility_timeout": visibility,

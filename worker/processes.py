@@ -18,7 +18,9 @@ from runtime.queues import DRIFT, INFERENCE, MAINTENANCE, QUEUES, TRAINING
 from runtime.server_record import write_private
 
 __all__ = [
+    "SOFT_SHUTDOWN_SECONDS",
     "beat_argv",
+    "become",
     "flower_argv",
     "flower_environment",
     "flower_login",
@@ -26,6 +28,8 @@ __all__ = [
     "worker_environment",
 ]
 
+SOFT_SHUTDOWN_SECONDS = 20
+"""What a task gets to end after its worker was told to stop; then it goes back to its queue."""
 MAX_CONCURRENCY = 64
 FLOWER_USER = "alphaplus"
 # -P keeps the current folder off the import path: it may hold a tasks.py of its own.

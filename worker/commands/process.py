@@ -21,6 +21,7 @@ from runtime.queues import MAINTENANCE, QUEUES, TRAINING
 from runtime.server_record import ServerRecord
 from runtime.settings import Settings, load_settings, servers_configured
 from worker.processes import (
+    SOFT_SHUTDOWN_SECONDS,
     beat_argv,
     become,
     flower_argv,
@@ -32,8 +33,7 @@ from worker.supervisor import Program, Supervisor
 
 __all__ = ["beat", "flower", "up", "worker"]
 
-STOP_SECONDS = 30.0
-"""Over the workers' own soft shutdown (worker_soft_shutdown_timeout, 20 s)."""
+STOP_SECONDS = SOFT_SHUTDOWN_SECONDS + 10.0
 COLORS = ("cyan", "green", "magenta", "yellow", "blue")
 
 
@@ -45,7 +45,7 @@ def worker(queues: tuple[str, ...], concurrency: int | None, name: str | None) -
     """A worker of one or more queues: training, drift, inference, maintenance.
 
     Start as many as you like, on as many machines. SIGTERM lets a task end for up to 20 s, then hands
-    it back to its queue.
+    it back to its queue; without one it ends at once.
     """
     _require_servers(load_settings())
     name = name or f"{'-'.join(queues)}-{os.getpid()}"
