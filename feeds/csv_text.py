@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["parse_csv"]
 
 _BOM: Final = b"\xef\xbb\xbf"
-_HEADER = re.compile(rb"(?P<blank>\s*)(?P<names>[^\r\n]+)(?P<end>\r\n|\r|\n|\Z)")
+_HEADER = re.compile(rb"(?P<blank>\s*+)(?P<names>[^\r\n]+)(?P<end>\r\n|\r|\n|\Z)")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
