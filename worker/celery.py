@@ -22,6 +22,7 @@ from runtime.settings import load_settings
 from tasks.base import Resources
 from tasks.train import record_queued
 from worker.clock import make_clock
+from worker.processes import SOFT_SHUTDOWN_SECONDS
 
 __all__ = ["app"]
 
