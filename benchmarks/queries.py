@@ -1,0 +1,317 @@
+"""Each query that the system makes, on tables of a million rows: time and plan.
+
+The rows are made up by ``generate_series`` and serve this table only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from statistics import median
+from typing import Any
+from uuid import UUID, uuid4
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
+
+from benchmarks.measurement import Measurement
+from db import artifacts, audit, candles, evaluations, jobs, references, registry
+from db.models import ModelRow, Prediction
+from db.schema import upgrade
+from db.session import create_engine
+from ml.candles import Candles
+from ml.drift import FeatureReference, Reference
+from ml.keys import ModelKey
+
+__all__ = ["MILLION", "Plan", "Size", "fill", "measure", "plans", "queries"]
+
+LIMIT_MS = 10.0
+RUNS = 15
+FIRST_OPEN = datetime(2018, 1, 1, tzinfo=UTC)
+KEY = ModelKey("S1", "1h", "trending")
+HOUR = timedelta(hours=1)
+
+Query = Callable[[Session], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many rows ``fill`` makes."""
+
+    symbols: int
+    candles_each: int
+    models: int
+    jobs: int
+    predictions: int
+    audit_rows: int
+
+    @property
+    def cut(self) -> datetime:
+        """The last midnight before the newest candle's close."""
+        return (FIRST_OPEN + self.candles_each * HOUR).replace(hour=0)
+
+
+MILLION = Size(
+    symbols=17, candles_each=58_830, models=1_000, jobs=100_000, predictions=1_000_000, audit_rows=10_000
+)
+
+
+def measure(database_url: str) -> list[Measurement]:
+    """Fill the database and time each query in a transaction that is rolled back.
+
+    Raises:
+        ValueError: the database holds candles already: this is for an empty one.
+    """
+    upgrade(database_url)
+    engine = create_engine(database_url, application_name="benchmark")
+    fill(engine, MILLION)
+    measurements = []
+    for name, query in queries(MILLION).items():
+        milliseconds = []
+        for _ in range(RUNS):
+            with _rolled_back(engine) as session:
+                started = time.perf_counter()
+                query(session)
+                milliseconds.append(1000 * (time.perf_counter() - started))
+        note = "; ".join(str(plan) for plan in plans(engine, query) if plan.relation)
+        measurements.append(Measurement(f"query: {name}", median(milliseconds), "ms", LIMIT_MS, RUNS, note))
+    engine.dispose()
+    return measurements
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One node of a plan that reads or writes a table."""
+
+    node: str
+    relation: str
+    index: str
+
+    def __str__(self) -> str:
+        return f"{self.node} {self.index or self.relation}"
+
+
+def plans(engine: Engine, query: Query) -> list[Plan]:
+    """What the server does for ``query``, without repeats, in the order of its statements."""
+    statements: list[tuple[str, Any]] = []
+
+    def capture(_c: object, _k: object, statement: str, parameters: Any, _x: object, many: bool) -> None:
+        statements.append((statement, parameters[0] if many else parameters))
+
+    with _rolled_back(engine) as session:
+        sa.event.listen(engine, "before_cursor_execute", capture)
+        query(session)
+        sa.event.remove(engine, "before_cursor_execute", capture)
+        found: dict[Plan, None] = {}
+        for statement, parameters in statements:
+            if statement.lstrip().split()[0] in ("SELECT", "INSERT", "UPDATE", "WITH"):
+                plan = session.connection().exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters)
+                found |= dict.fromkeys(_nodes(plan.scalar_one()[0]["Plan"]))
+    return list(found)
+
+
+def _nodes(node: dict[str, Any]) -> Iterator[Plan]:
+    for child in node.get("Plans", ()):
+        yield from _nodes(child)
+    if "Relation Name" in node or "Index Name" in node:
+        yield Plan(node["Node Type"], node.get("Relation Name", ""), node.get("Index Name", ""))
+
+
+@contextmanager
+def _rolled_back(engine: Engine) -> Iterator[Session]:
+    with Session(engine) as session:
+        yield session
+        session.rollback()
+
+
+def queries(size: Size) -> dict[str, Query]:
+    """Each query by name; ids are those that ``fill`` makes."""
+    end = FIRST_OPEN + size.candles_each * HOUR
+    middle = size.models // 2
+    sha256 = hashlib.sha256(f"model {middle}".encode() * 2_000).hexdigest()
+    window = {"known_at": end, "start": end - 1024 * HOUR}
+    return {
+        "newest candle of a series": lambda s: candles.latest_open_time(s, "S1", "1h"),
+        "every series": candles.series,
+        "fingerprints of an interval": lambda s: candles.fingerprint(s, "1h", known_at=size.cut),
+        "window of 1,024 candles": lambda s: candles.read(s, "S1", "1h", **window),
+        "its plan, as SELECT": lambda s: s.execute(_window_select(), _window_parameters(end)).all(),
+        "write 24 candles": lambda s: _write_candles(s, end, 24),
+        "enqueue a job": lambda s: _enqueue(s, str(uuid4())),
+        "get a job": lambda s: jobs.get(s, "job 5"),
+        "newest 50 jobs": lambda s: jobs.recent(s, 50),
+        "newest 50 jobs of a key": lambda s: jobs.recent(s, 50, key=KEY),
+        "newest 50 failed jobs": lambda s: jobs.recent(s, 50, state="failed"),
+        "claim, report, finish a job": _run_a_job,
+        "sweep": lambda s: jobs.sweep(s, queued_grace=timedelta(days=1)),
+        "champion of a key": lambda s: registry.champion(s, KEY),
+        "model by artifact": lambda s: registry.find_by_artifact(s, KEY, sha256),
+        "newest 100 models": registry.models,
+        "versions of a key": lambda s: registry.models(s, key=KEY),
+        "champions": lambda s: registry.models(s, state="champion"),
+        "promote a model": _promote,
+        "find a shared fit": lambda s: artifacts.find_fit(s, f"fit {middle}"),
+        "load an artifact": lambda s: artifacts.get(s, sha256),
+        "save and load a reference": _reference,
+        "newest 20 evaluations of a key": lambda s: evaluations.recent(s, KEY, 20),
+        "newest 50 audit rows of a key": lambda s: audit.recent(s, 50, subject=str(KEY)),
+        "newest 50 predictions of a key": lambda s: s.scalars(_predictions_of_key()).all(),
+        "predictions due for their outcome": lambda s: s.scalars(_predictions_due(end)).all(),
+        "a prediction by its id": lambda s: s.scalars(
+            sa.select(Prediction).where(Prediction.id == UUID(int=7))
+        ).all(),
+    }
+
+
+def _window_select() -> sa.TextClause:
+    select = candles._READ.partition("COPY (")[2].rpartition(") TO STDOUT")[0]
+    for name in ("symbol", "interval", "known_at", "start", "end"):
+        select = select.replace(f"%({name})s", f":{name}")
+    return sa.text(select)
+
+
+def _window_parameters(end: datetime) -> dict[str, object]:
+    return {"symbol": "S1", "interval": "1h", "known_at": end, "start": end - 1024 * HOUR, "end": end}
+
+
+def _write_candles(session: Session, end: datetime, count: int) -> None:
+    start = np.datetime64(end.replace(tzinfo=None), "us")
+    open_time = start + np.arange(count) * np.timedelta64(1, "h")
+    price = np.full(count, 100.0)
+    new = Candles("1h", open_time, price, price, price, price, price)
+    candles.write(session, symbol="S1", interval="1h", candles=new, source="bench", now=end)
+
+
+def _enqueue(session: Session, job_id: str) -> None:
+    jobs.enqueue(session, job_id=job_id, key=KEY, reason="bench", requested_by="bench", as_of=FIRST_OPEN)
+
+
+def _run_a_job(session: Session) -> None:
+    _enqueue(session, "bench")
+    claimed = jobs.claim(session, "bench", owner="bench", lease=timedelta(seconds=30))
+    assert isinstance(claimed, jobs.Claimed)
+    jobs.heartbeat(session, "bench", claimed.fencing_token, timedelta(seconds=30))
+    jobs.report(session, "bench", claimed.fencing_token, stage="fit", fraction=0.5)
+    jobs.finish(session, "bench", claimed.fencing_token, state="succeeded", outcome={})
+
+
+def _promote(session: Session) -> None:
+    candidate = session.scalar(sa.select(sa.func.max(ModelRow.id)).where(ModelRow.symbol == KEY.symbol))
+    assert candidate is not None
+    registry.promote(session, candidate, now=FIRST_OPEN, actor="bench", why="bench", details={})
+
+
+def _reference(session: Session) -> None:
+    sample = np.linspace(0, 1, 4096, dtype=np.float32)
+    edges, shares = np.linspace(0.1, 0.9, 9, dtype=np.float32), np.full(10, 0.1)
+    features = tuple(FeatureReference(f"f{n}", sample, edges, shares, 0.025) for n in range(40))
+    references.save(session, 1, Reference(features, 10_000))
+    references.load(session, 1)
+
+
+def _predictions_of_key() -> sa.Select[Prediction]:
+    of_key = (
+        Prediction.symbol == KEY.symbol,
+        Prediction.interval == KEY.interval,
+        Prediction.regime == KEY.regime,
+    )
+    return sa.select(Prediction).where(*of_key).order_by(Prediction.signal_time.desc()).limit(50)
+
+
+def _predictions_due(now: datetime) -> sa.Select[Prediction]:
+    due = sa.select(Prediction).where(Prediction.resolved_at.is_(None), Prediction.horizon_end <= now)
+    return due.order_by(Prediction.horizon_end).limit(500)
+
+
+def fill(engine: Engine, size: Size) -> None:
+    """Make the rows, and let the server look at them as its own maintenance would.
+
+    Raises:
+        ValueError: the database holds candles already.
+    """
+    parameters = {
+        "first": FIRST_OPEN,
+        "symbols": size.symbols,
+        "candles": size.candles_each,
+        "models": size.models,
+        "jobs": size.jobs,
+        "predictions": size.predictions,
+        "audit_rows": size.audit_rows,
+    }
+    with engine.begin() as connection:
+        if connection.scalar(sa.text("SELECT EXISTS (SELECT FROM candles)")):
+            raise ValueError("the benchmark fills tables with made-up rows: give it an empty database")
+        for statement in _FILL:
+            connection.execute(sa.text(statement), parameters)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.text("VACUUM ANALYZE"))
+
+
+_REGIMES = "(ARRAY['trending', 'sideways', 'volatile', 'consolidation', 'all'])"
+
+_FILL = (
+    """
+    INSERT INTO candles (symbol, interval, open_time, known_at, open, high, low, close, volume, source)
+    SELECT 'S' || s, '1h', :first + n * interval '1 hour', :first + (n + 1) * interval '1 hour',
+           100, 101, 99, 100, n, 'made up'
+    FROM generate_series(1, :symbols) AS s, generate_series(0, :candles - 1) AS n
+    """,
+    """
+    INSERT INTO candle_series
+    SELECT symbol, interval, ARRAY['made up'], count(*), 0, min(open_time), max(open_time), 0
+    FROM candles GROUP BY symbol, interval
+    """,
+    """
+    INSERT INTO ml_model_artifacts (sha256, kind, address, body, size)
+    SELECT encode(sha256(body), 'hex'), 'booster', 'fit ' || n, body, octet_length(body)
+    FROM generate_series(1, :models) AS n,
+         LATERAL (SELECT convert_to(repeat('model ' || n, 2000), 'UTF8') AS body) AS made
+    """,
+    f"""
+    INSERT INTO ml_models (symbol, interval, regime, version, state, artifact_sha256, booster_sha256,
+        as_of, data_cut, config, config_digest, metrics, decision, created_at, promoted_at)
+    SELECT 'S' || 1 + n % :symbols, '1h', {_REGIMES}[1 + n / :symbols % 5], 1 + n / :symbols / 5,
+           CASE WHEN n / :symbols / 5 = 0 THEN 'champion' ELSE 'rejected' END,
+           a.sha256, a.sha256, :first, :first, '{{}}', '', '{{}}', '{{}}',
+           :first + n * interval '1 hour', CASE WHEN n / :symbols / 5 = 0 THEN :first END
+    FROM generate_series(0, :models - 1) AS n JOIN ml_model_artifacts AS a ON a.address = 'fit ' || n + 1
+    """,
+    """
+    INSERT INTO ml_eval_history (as_of, model_id, symbol, interval, regime, kind, rows, metrics)
+    SELECT :first + n * interval '1 hour', id, symbol, interval, regime, 'challenger', 250, '{}'
+    FROM ml_models, generate_series(1, 20) AS n
+    """,
+    f"""
+    INSERT INTO ml_training_jobs (id, symbol, interval, regime, reason, requested_by, as_of, state,
+        queued_at, enqueued_at, finished_at)
+    SELECT 'job ' || n, 'S' || 1 + n % :symbols, '1h', {_REGIMES}[1 + n / :symbols % 5], 'schedule', 'beat',
+           :first, CASE WHEN n % 50 = 0 THEN 'failed' ELSE 'succeeded' END,
+           :first + n * interval '1 minute', :first, :first + n * interval '1 minute'
+    FROM generate_series(1, :jobs) AS n
+    """,
+    f"""
+    INSERT INTO ml_performance_tracking (id, signal_time, as_of, symbol, interval, regime, direction,
+        patterns, confidence, decision, features, horizon_end, label, label_end, resolved_at)
+    SELECT lpad(to_hex(n), 32, '0')::uuid, :first + n * interval '1 minute', :first, 'S' || 1 + n % :symbols,
+           '1h', {_REGIMES}[1 + n / :symbols % 4], 1, '{{CDLDOJI}}', 0.6, 'accept',
+           decode(repeat(md5(n::text), 10), 'hex'), :first + n * interval '1 minute', known.label,
+           known.at, known.at
+    FROM generate_series(1, :predictions) AS n, LATERAL (
+        SELECT CASE WHEN n < :predictions - 5000 THEN 1 END AS label,
+               CASE WHEN n < :predictions - 5000 THEN :first END AS at
+    ) AS known
+    """,
+    f"""
+    INSERT INTO ml_audit_log (id, at, action, actor, subject, why, details, prev_hash, hash)
+    SELECT n, :first, 'promote', 'bench', format('S%s 1h %s', 1 + n % :symbols, {_REGIMES}[1 + n % 5]),
+           '', '{{}}', encode(sha256(convert_to((n - 1)::text, 'UTF8')), 'hex'),
+           encode(sha256(convert_to(n::text, 'UTF8')), 'hex')
+    FROM generate_series(1, :audit_rows) AS n
+    """,
+)
