@@ -38,8 +38,7 @@ def test_signals_of_real_candles_are_talibs_own() -> None:
     }
     # In decimals rounding breaks a tie between a body and an average of bodies; in ticks nothing does.
     different = {key for key in expected.keys() | signals.keys() if expected.get(key) != signals.get(key)}
-    print("DIFF", len(different), len(expected))
-    assert len(different) < 0.005 * len(expected)
+    assert len(different) < 0.001 * len(expected)
     assert len(signals) == len(found) > len(candles) / 2
 
 
