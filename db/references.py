@@ -15,22 +15,21 @@ __all__ = ["load", "save"]
 
 def save(session: Session, model_id: int, reference: Reference) -> None:
     """Store a model's reference, once: a second run finds it there and changes nothing."""
-    session.execute(
-        insert(ReferenceFeature).on_conflict_do_nothing(),
-        [
-            {
-                "model_id": model_id,
-                "feature": feature.name,
-                "position": position,
-                "importance": feature.importance,
-                "sample": feature.sample.astype("<f4").tobytes(),
-                "bin_edges": feature.edges.tolist(),
-                "bin_shares": feature.shares.tolist(),
-                "rows": reference.rows,
-            }
-            for position, feature in enumerate(reference.features)
-        ],
-    )
+    rows = [
+        {
+            "model_id": model_id,
+            "feature": feature.name,
+            "position": position,
+            "importance": feature.importance,
+            "sample": feature.sample.astype("<f4").tobytes(),
+            "bin_edges": feature.edges.tolist(),
+            "bin_shares": feature.shares.tolist(),
+            "rows": reference.rows,
+        }
+        for position, feature in enumerate(reference.features)
+    ]
+    # One statement: psycopg2 would send a list of parameters row by row.
+    session.execute(insert(ReferenceFeature).values(rows).on_conflict_do_nothing())
 
 
 def load(session: Session, model_id: int) -> Reference | None:
