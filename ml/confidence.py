@@ -9,7 +9,7 @@ A *code* is a pattern and a direction: twice the pattern's bit, plus 1 for long.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,17 +37,22 @@ def pattern_confidence(
     direction: NDArray[np.int8],
     patterns: NDArray[np.uint64],
     label: Floats,
-    label_end: NDArray[np.datetime64],
+    horizon: timedelta,
 ) -> Floats:
     """(n,) mean hit rate of each signal's patterns in its direction, in (0, 1), point in time.
 
-    For a signal at t only outcomes with ``label_end <= t`` count. The base rate is ``(hits + 1) /
-    (outcomes + 2)`` over all of them; a pattern's rate ``(hits + PRIOR_OUTCOMES * base) / (outcomes +
-    PRIOR_OUTCOMES)`` over its own. Every array has shape (n,), in any order; NaN labels never count.
+    For a signal at t only outcomes whose horizon had passed count (``close_time + horizon <= t``). To count
+    from ``label_end`` on would let quick outcomes in before the slow ones of the same day, and the
+    profit-take is the nearer barrier: the newest outcomes would look too good.
+
+    Base rate: ``(hits + 1) / (outcomes + 2)`` over all of them. A pattern's rate over its own:
+    ``(hits + PRIOR_OUTCOMES * base) / (outcomes + PRIOR_OUTCOMES)``. Every array has shape (n,), in any
+    order; NaN labels never count.
     """
     known = ~np.isnan(label)
+    known_at = _seconds(close_time + np.timedelta64(horizon))
     base_outcomes, base_hits = _counts(
-        _seconds(label_end[known]), label[known], _seconds(close_time), np.zeros(len(label), np.int64)
+        known_at[known], label[known], _seconds(close_time), np.zeros(len(label), np.int64)
     )
     base = (base_hits + 1) / (base_outcomes + 2)
 
@@ -55,7 +60,7 @@ def pattern_confidence(
     mine = known[signal]
     first = code * CODE_STRIDE
     outcomes, hits = _counts(
-        first[mine] + _seconds(label_end[signal[mine]]),
+        first[mine] + known_at[signal[mine]],
         label[signal[mine]],
         first + _seconds(close_time[signal]),
         first,
@@ -65,13 +70,13 @@ def pattern_confidence(
     return total / np.maximum(np.bitwise_count(patterns), 1)
 
 
-def pattern_hit_rates(rows: SignalRows, until: datetime) -> dict[str, float]:
+def pattern_hit_rates(rows: SignalRows, until: datetime, *, horizon: timedelta) -> dict[str, float]:
     """What was known at ``until`` (aware): plain values for an artifact, to be read by ``confidence_from``.
 
     ``base_rate``, and the rate of each pattern and direction with an outcome (``CDLDOJI long``). Of rows
     of one symbol it gives what ``pattern_confidence`` gives for a signal at ``until``.
     """
-    known = rows.take(rows.label_end <= to_datetime64(until))
+    known = rows.take(rows.labelled & (rows.close_time + np.timedelta64(horizon) <= to_datetime64(until)))
     base = (known.label.sum() + 1) / (len(known) + 2)
     signal, code = _codes(known.patterns, known.direction)
     outcomes = np.bincount(code, minlength=len(CODE_NAMES))

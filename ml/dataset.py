@@ -13,7 +13,7 @@ from ml.confidence import confidence_from, pattern_confidence, pattern_hit_rates
 from ml.config import LabelConfig, SplitConfig
 from ml.errors import TrainingRefused
 from ml.features import FEATURE_NAMES, FEATURES, market_features
-from ml.keys import REGIMES, check_symbol
+from ml.keys import REGIMES, check_symbol, interval_duration
 from ml.labels import triple_barrier, uniqueness
 from ml.patterns import PATTERN_NAMES, detect
 from ml.rows import SignalRows
@@ -131,7 +131,7 @@ def label_signals(market: Market, *, symbol: str, config: LabelConfig) -> Signal
             direction=direction,
             patterns=patterns,
             label=outcome.label,
-            label_end=outcome.label_end,
+            horizon=config.horizon_bars * interval_duration(candles.interval),
         ),
         features=row_features(market, at, direction, patterns),
         entry_price=entry,

@@ -218,7 +218,11 @@ def fit_key(
         return_bins=fit_return_bins(
             confidence, calibrate.gross_return_atr - calibrate.cost_atr, calibrate.uniqueness
         ),
-        pattern_hit_rates=pattern_hit_rates(own_rows(key.fallback, rows), as_of),
+        pattern_hit_rates=pattern_hit_rates(
+            own_rows(key.fallback, rows),
+            as_of,
+            horizon=config.labels.horizon_bars * interval_duration(key.interval),
+        ),
         base_rate=float(known.label.mean()),
         spans=fitted.times.to_json(),
         rows={name: len(getattr(parts, name)) for name in Split.__slots__},
