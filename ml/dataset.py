@@ -77,8 +77,8 @@ def check_candles(candles: Candles, config: SplitConfig) -> None:
     if share > config.max_missing_candle_share:
         raise TrainingRefused(
             "gaps",
-            f"{missing} of {len(candles) + missing} candles are missing ({share:.1%}), "
-            f"at most {config.max_missing_candle_share:.1%} may be: import what is missing",
+            f"{missing} of {len(candles) + missing} candles are missing ({share:.2%}), "
+            f"at most {config.max_missing_candle_share:.2%} may be: import what is missing",
         )
 
 
