@@ -17,7 +17,6 @@ from ml.keys import ModelKey
 from runtime.clock import data_cut
 from tasks.base import Resources, Task
 from tasks.lease import Lease
-from tasks.pipeline import train_key
 from tasks.run import Run
 
 __all__ = ["key_of", "record_queued", "train"]
@@ -66,6 +65,9 @@ def train(
             return {"state": "superseded" if claim.by_job != job_id else "running", "held_by": held_by}
         case jobs.Claimed():
             try:
+                # Not above: beat, `celery call` and the command line import this module and train nothing.
+                from tasks.pipeline import train_key
+
                 with Lease(resources, job_id, claim.fencing_token) as lease:
                     config = TrainingConfig.from_mapping(resources.settings.training)
                     return train_key(Run(resources=resources, lease=lease, job=claim.job, config=config))

@@ -6,6 +6,8 @@ connection: both happen when the configuration is first asked for.
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +19,7 @@ from kombu.entity import Queue
 from beat_schedule import BEAT_SCHEDULE, SWEEP_JOBS
 from ml.errors import RetryLater
 from runtime.logging import configure_logging
-from runtime.queues import DEAD_LETTER, MAINTENANCE, QUEUES, ROUTES
+from runtime.queues import DEAD_LETTER, MAINTENANCE, QUEUES, ROUTES, TRAINING
 from runtime.settings import load_settings
 from tasks.base import Resources
 from tasks.train import record_queued
@@ -27,6 +29,10 @@ from worker.processes import SOFT_SHUTDOWN_SECONDS
 __all__ = ["app"]
 
 TASK_MODULES = ("tasks.train", "tasks.candles", "tasks.maintenance")
+
+# XGBoost's threads otherwise spin while they wait for each other: where two workers share the cores, a fit
+# that takes a second takes ten. Read by OpenMP when a child imports xgboost, after the fork.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 log = structlog.get_logger(__name__)
 
@@ -117,6 +123,13 @@ app.resources = resources
 @signals.setup_logging.connect
 def _configure_logging(**_: object) -> None:
     configure_logging(resources.settings.log_format, resources.settings.log_level)
+
+
+@signals.worker_init.connect
+def _import_the_learning(sender: Any, **_: object) -> None:
+    """Before the fork, so that no job waits for it and the children share its memory."""
+    if TRAINING in sender.app.amqp.queues.consume_from:
+        importlib.import_module("tasks.pipeline")
 
 
 @signals.before_task_publish.connect
