@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -181,6 +182,15 @@ def test_at_least_thirty_indicators_are_talibs_and_lookbacks_leave_room_for_drop
     assert len(from_talib) >= 30
     assert len(FEATURE_NAMES) == len(set(FEATURE_NAMES)) == len(FEATURES)
     assert max(feature.lookback for feature in FEATURES) + 100 < WINDOW <= 1024
+
+
+def test_the_documented_table_names_every_feature_with_its_lookback() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "features.md").read_text(encoding="utf-8")
+    turned = {True: "yes", False: ""}
+    expected = [f"| `{f.name}` | {f.lookback} | {f.source} | {turned[f.oriented]} |" for f in FEATURES]
+    assert [
+        line for line in text.splitlines() if line.split("`")[1:2] and line.endswith(("yes |", "|  |"))
+    ] == expected
 
 
 def scaled_error(found: Floats, expected: Floats, batch: Floats) -> float:
