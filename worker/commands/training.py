@@ -14,11 +14,13 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
 from db import candles, registry
 from db import jobs as job_rows
 from db.models import FINISHED_STATES, JOB_STATES, MODEL_STATES, ModelRow, TrainingJob
+from db.schema import require_current
 from db.session import create_engine, transaction
 from ml.errors import KeyRejected
 from ml.keys import ModelKey
@@ -173,6 +175,9 @@ def _engine(settings: Settings) -> Iterator[Engine]:
     engine = create_engine(settings.required_database_url, application_name="alphaplus cli", pooled=False)
     try:
         yield engine
+    except ProgrammingError:
+        require_current(engine)  # a missing table or column is most likely a missing migration
+        raise
     finally:
         engine.dispose()
 
