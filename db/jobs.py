@@ -28,6 +28,7 @@ __all__ = [
     "Finished",
     "Held",
     "TrainingJob",
+    "begin_fit",
     "claim",
     "enqueue",
     "finish",
@@ -162,8 +163,31 @@ def claim(session: Session, job_id: str, *, owner: str, lease: timedelta) -> Cla
         stage=None,
         progress=0.0,
         stages=[],
+        fit_address=None,
     )
     return Claimed(job=job, fencing_token=token)
+
+
+def begin_fit(session: Session, job_id: str, token: int, address: str) -> bool:
+    """Take the right to make a shared fit; False while another run with a living lease makes it.
+
+    The right ends with the run, or with its lease: a worker that stalls holds nobody up.
+
+    Raises:
+        LeaseLost: another run has the job, or it has ended.
+    """
+    # Before any row's lock, as in `claim`.
+    lock(session, "fit", address)
+    job = require_lease(session, job_id, token)
+    for maker in _locked_all(
+        session, TrainingJob.state == "running", TrainingJob.fit_address == address, wait=True
+    ):
+        if maker.id != job_id:
+            if not _expired(session, maker):
+                return False
+            _update(session, maker, fit_address=None)
+    _update(session, job, fit_address=address)
+    return True
 
 
 def heartbeat(session: Session, job_id: str, token: int, lease: timedelta) -> None:
@@ -317,9 +341,11 @@ def _locked(session: Session, *where: sa.ColumnElement[bool]) -> TrainingJob | N
     return session.scalars(query.execution_options(populate_existing=True)).one_or_none()
 
 
-def _locked_all(session: Session, *where: sa.ColumnElement[bool]) -> Sequence[TrainingJob]:
+def _locked_all(
+    session: Session, *where: sa.ColumnElement[bool], wait: bool = False
+) -> Sequence[TrainingJob]:
     query = sa.select(TrainingJob).where(*where).order_by(TrainingJob.queued_at)
-    query = query.with_for_update(skip_locked=True).execution_options(populate_existing=True)
+    query = query.with_for_update(skip_locked=not wait).execution_options(populate_existing=True)
     return session.scalars(query).all()
 
 

@@ -189,6 +189,8 @@ class TrainingJob(Keyed, Base):
     outcome: Mapped[Json | None]
     model_id: Mapped[int | None] = mapped_column(BigInteger, ForeignKey(ModelRow.id))
     superseded_by: Mapped[str | None] = mapped_column(ForeignKey("ml_training_jobs.id"))
+    fit_address: Mapped[str | None]
+    """Content address of the shared fit that this run makes: no other run makes it meanwhile."""
     __table_args__ = (
         *key_checks(),
         one_of("state", JOB_STATES),
@@ -205,6 +207,12 @@ class TrainingJob(Keyed, Base):
             "symbol",
             "interval",
             "regime",
+            unique=True,
+            postgresql_where=text("state = 'running'"),
+        ),
+        Index(
+            "uq_ml_training_jobs_fit",
+            "fit_address",
             unique=True,
             postgresql_where=text("state = 'running'"),
         ),

@@ -501,6 +501,7 @@ def upgrade() -> None:
         sa.Column("outcome", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("model_id", sa.BigInteger(), nullable=True),
         sa.Column("superseded_by", sa.Text(), nullable=True),
+        sa.Column("fit_address", sa.Text(), nullable=True),
         sa.Column("symbol", sa.Text(), nullable=False),
         sa.Column("interval", sa.Text(), nullable=False),
         sa.Column("regime", sa.Text(), nullable=False),
@@ -546,6 +547,13 @@ def upgrade() -> None:
         "ml_training_jobs",
         ["symbol", "interval", "regime", sa.literal_column("queued_at DESC")],
         unique=False,
+    )
+    op.create_index(
+        "uq_ml_training_jobs_fit",
+        "ml_training_jobs",
+        ["fit_address"],
+        unique=True,
+        postgresql_where=sa.text("state = 'running'"),
     )
     op.create_index(
         "ix_ml_training_jobs_lease",

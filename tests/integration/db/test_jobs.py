@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
 
 from db import jobs
 from db.models import TrainingJob
@@ -131,21 +132,8 @@ def test_taking_over_from_another_job_sends_that_one_back_to_the_queue(engine: E
     assert sweep(engine) == [lost]
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda session, job_id, token: jobs.heartbeat(session, job_id, token, LEASE),
-        lambda session, job_id, token: jobs.report(session, job_id, token, stage="fit", fraction=0.5),
-        jobs.require_lease,
-        lambda session, job_id, token: jobs.finish(session, job_id, token, state="succeeded", outcome={}),
-        jobs.release,
-    ],
-    ids=["heartbeat", "report", "require_lease", "finish", "release"],
-)
 @pytest.mark.parametrize("then", ["taken over", "swept", "finished by the next"])
-def test_zombie_is_refused_wherever_it_writes(
-    engine: Engine, write: Callable[..., object], then: str
-) -> None:
+def test_zombie_is_refused_wherever_it_writes(engine: Engine, then: str, subtests: pytest.Subtests) -> None:
     job_id = enqueue(engine)
     old = claimed(engine, job_id, lease=RAN_OUT)
     if then == "swept":
@@ -155,8 +143,20 @@ def test_zombie_is_refused_wherever_it_writes(
         if then == "finished by the next":
             finish(engine, job_id, new)
     before = state_of(engine, job_id)
-    with pytest.raises(LeaseLost, match=f"holds token {old}"), transaction(engine) as session:
-        write(session, job_id, old)
+    writes: dict[str, Callable[[Session], object]] = {
+        "heartbeat": lambda session: jobs.heartbeat(session, job_id, old, LEASE),
+        "report": lambda session: jobs.report(session, job_id, old, stage="fit", fraction=0.5),
+        "require_lease": lambda session: jobs.require_lease(session, job_id, old),
+        "finish": lambda session: jobs.finish(session, job_id, old, state="succeeded", outcome={}),
+        "release": lambda session: jobs.release(session, job_id, old),
+    }
+    for name, write in writes.items():
+        with (
+            subtests.test(name),
+            pytest.raises(LeaseLost, match=f"holds token {old}"),
+            transaction(engine) as session,
+        ):
+            write(session)
     assert state_of(engine, job_id) == before
 
 

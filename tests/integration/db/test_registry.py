@@ -156,26 +156,28 @@ from db import references, registry
 from db.session import create_engine, transaction
 from tests.integration.db.rows import AS_OF, reference
 
-url, model_id, die_before = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-engine = create_engine(url, application_name="dies")
-seen = 0
+def promote(url, model_id, die_before):
+    engine = create_engine(url, application_name="dies")
+    seen = 0
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    def count(*_):
+        nonlocal seen
+        seen += 1
+        if seen == die_before:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-@sa.event.listens_for(engine, "before_cursor_execute")
-def count(*_):
-    global seen
-    seen += 1
-    if seen == die_before:
-        die()
+    sa.event.listen(engine, "before_cursor_execute", count)
+    with transaction(engine) as session:
+        registry.promote(session, model_id, now=AS_OF, actor="dies", why="test", details={})
+        references.save(session, model_id, reference())
+        count()  # the moment between the last statement and the commit
 
-with transaction(engine) as session:
-    registry.promote(session, model_id, now=AS_OF, actor="dies", why="test", details={})
-    references.save(session, model_id, reference())
-    if seen + 1 == die_before:
-        die()  # after the last statement, before the commit
-print(seen)
+for line in sys.stdin:  # a child for each number given, made by forking: imports take longer than it lives
+    child = os.fork()
+    if child == 0:
+        promote(sys.argv[1], int(sys.argv[2]), int(line))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -184,21 +186,29 @@ def test_promotion_killed_before_any_of_its_statements_leaves_the_champion_befor
 ) -> None:
     champion, challenger = add(engine), add(engine)
     promote(engine, champion)
+    command = [sys.executable, "-c", PROMOTE_AND_DIE, database_url, str(challenger)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as children:
+        asked, answered = children.stdin, children.stdout
+        assert asked
+        assert answered
 
-    def run(die_before: int) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", PROMOTE_AND_DIE, database_url, str(challenger), str(die_before)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        def exit_code(die_before: int) -> int:
+            asked.write(f"{die_before}\n")
+            return int(answered.readline())
 
-    statements = 1
-    while (done := run(statements)).returncode == -signal.SIGKILL:
-        assert states(engine) == {1: "champion", 2: "candidate"}
-        with transaction(engine) as session:
-            assert audit.verify(session).rows == 1
-            assert session.scalar(sa.text("SELECT count(*) FROM ml_reference_features")) == 0
-        statements += 1
-    assert done.returncode == 0, done.stderr
-    # Locks, reads, archive, promote, audit, reference, and the moment before the commit: none was left out.
-    assert statements == int(done.stdout) + 2 > 8
+        killed = 0
+        while (code := exit_code(killed + 1)) == -signal.SIGKILL:
+            killed += 1
+            assert states(engine) == {1: "champion", 2: "candidate"}
+            with transaction(engine) as session:
+                assert audit.verify(session).rows == 1
+                assert session.scalar(sa.text("SELECT count(*) FROM ml_reference_features")) == 0
+        asked.close()
+    assert code == 0
+    # Locks, reads, archive, promote, audit row, reference, and the moment before the commit.
+    assert killed >= 9
     assert states(engine) == {1: "archived", 2: "champion"}
     with transaction(engine) as session:
         assert audit.verify(session).rows == 2

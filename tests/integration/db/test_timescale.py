@@ -72,10 +72,10 @@ def compress(engine: Engine) -> dict[str, int]:
         for job_id in connection.scalars(jobs).all():
             connection.execute(sa.text("CALL run_job(:job_id)"), {"job_id": job_id})
         chunks = sa.text(
-            "SELECT hypertable_name, count(*) FROM timescaledb_information.chunks "
+            "SELECT hypertable_name AS name, count(*) AS compressed FROM timescaledb_information.chunks "
             "WHERE is_compressed GROUP BY hypertable_name"
         )
-        return dict(connection.execute(chunks))
+        return {row.name: row.compressed for row in connection.execute(chunks)}
 
 
 def test_time_series_tables_are_hypertables_with_a_policy_and_no_retention(timescale: Engine) -> None:
