@@ -18,7 +18,7 @@ from ml.rows import SignalRows
 from ml.training import Challenger, FittedBooster, fit_booster, fit_key, judge, pool_rows
 from tasks.promotion import Judged, save_challenger
 from tasks.run import Run
-from tasks.shared_fit import Slot, fit_address, save_fit, single_flight
+from tasks.shared_fit import Slot, find_or_begin, fit_address, save_fit
 
 __all__ = ["train_key"]
 
@@ -35,10 +35,10 @@ def train_key(run: Run) -> dict[str, Any]:
         LeaseLost: another worker took the job.
     """
     slot = fit_address(run.key, run.config, _known_candles(run))
-    with single_flight(run, slot.address) as found:
-        symbols = slot.symbols if found is None else (run.key.symbol,)
-        tables = _signal_rows(run, symbols)
-        fitted = _fit(run, slot, tables, found)
+    found = find_or_begin(run, slot.address)
+    symbols = slot.symbols if found is None else (run.key.symbol,)
+    tables = _signal_rows(run, symbols)
+    fitted = _fit(run, slot, tables, found)
     rows = tables[run.key.symbol]
     judged = _judge(run, rows, fitted, reused=found is not None)
     with run.lease.stage("save"):
@@ -102,7 +102,7 @@ def _fit(
             interval=run.key.interval,
             on_round=lambda done, most: run.lease.progress(done / most),
         )
-        save_fit(run.resources, slot.address, fitted)
+        save_fit(run, slot.address, fitted)
         counts["rows"] = len(pooled)
         return fitted
 

@@ -1,7 +1,7 @@
 """The pooled fit: made once per data cut and options, kept under its content address, reused by every key.
 
-Of several jobs that need the same fit at once, one makes it under a PostgreSQL advisory lock and the
-others wait; if its worker dies, its connection closes, the lock falls, and the next in line makes it.
+Of several jobs that need the same fit at once, one makes it and the others wait. The right to make it is
+part of the job's lease: if the worker dies or stalls it ends with the lease, and the next in line makes it.
 """
 
 from __future__ import annotations
@@ -9,26 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import text
-from sqlalchemy.engine import Connection
-from sqlalchemy.exc import OperationalError
-
-from db import artifacts
+from db import artifacts, jobs
 from ml.config import TrainingConfig
 from ml.dataset import FEATURE_SET
-from ml.errors import StoreUnavailable
 from ml.keys import ModelKey
 from ml.training import FittedBooster, library_versions
 from tasks.base import Resources
 from tasks.run import Run
 
-__all__ = ["Slot", "find_fit", "fit_address", "pool_symbols", "save_fit", "single_flight"]
+__all__ = ["Slot", "find_fit", "find_or_begin", "fit_address", "pool_symbols", "save_fit"]
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +69,10 @@ def find_fit(resources: Resources, address: str) -> FittedBooster | None:
         return FittedBooster.from_json(metadata, artifacts.get(session, sha256))
 
 
-def save_fit(resources: Resources, address: str, fitted: FittedBooster) -> None:
-    """Keep the fit under its address; a second one under the same address changes nothing."""
-    with resources.transaction() as session:
+def save_fit(run: Run, address: str, fitted: FittedBooster) -> None:
+    """Keep the fit under its address. Raises LeaseLost."""
+    with run.resources.transaction() as session:
+        run.lease.require(session)
         artifacts.put(
             session,
             sha256=fitted.sha256,
@@ -88,39 +83,20 @@ def save_fit(resources: Resources, address: str, fitted: FittedBooster) -> None:
         )
 
 
-@contextmanager
-def single_flight(run: Run, address: str) -> Iterator[FittedBooster | None]:
-    """Yield the fit if it is there or another job makes it meanwhile; else None, with the right to make it.
+def find_or_begin(run: Run, address: str) -> FittedBooster | None:
+    """The fit if it is there or another job makes it meanwhile; None gives this job the right to make it.
 
     Raises:
         LeaseLost: this job passed to another worker while it waited.
-        StoreUnavailable: the database went away.
     """
-    found = find_fit(run.resources, address)
-    if found is not None:
-        yield found
-        return
-    connection = _locked_connection(run, address)
-    try:
+    while True:
         found = find_fit(run.resources, address)
-        if found is None:
-            yield None
-    finally:
-        # Not back to the pool: closing ends the lock, even on a connection that is broken half-way.
-        connection.invalidate()
-        connection.close()
-    if found is not None:
-        yield found
-
-
-def _locked_connection(run: Run, address: str) -> Connection:
-    """A connection of its own that holds the lock. Polls, so that a lost lease ends the waiting."""
-    lock_id = int.from_bytes(bytes.fromhex(address)[:8], "big", signed=True)
-    try:
-        connection = run.resources.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        while not connection.scalar(text("SELECT pg_try_advisory_lock(:id)"), {"id": lock_id}):
-            run.lease.check()
-            time.sleep(POLL_SECONDS)
-    except OperationalError as error:
-        raise StoreUnavailable(f"cannot lock the shared fit: {error.orig}") from error
-    return connection
+        if found is not None:
+            return found
+        with run.resources.transaction() as session:
+            begun = jobs.begin_fit(session, run.lease.job_id, run.lease.token, address)
+        if begun:
+            # Looked at again: another run may have saved it and ended since the first look.
+            return find_fit(run.resources, address)
+        run.lease.check()
+        time.sleep(POLL_SECONDS)

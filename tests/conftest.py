@@ -48,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[FOLDER_VARIABLE] = str(folder)
         os.environ[RUN_VARIABLE] = str(os.getpid())
     os.environ["HOME"] = str(_folder() / "home")
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as in a worker: two test processes share the cores
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
