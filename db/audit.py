@@ -22,7 +22,17 @@ from db.locks import lock
 from db.models import AuditEntry
 from ml.errors import AuditChainBroken
 
-__all__ = ["GENESIS", "AuditEntry", "Head", "Verified", "append", "head", "recent", "verify"]
+__all__ = [
+    "GENESIS",
+    "AuditEntry",
+    "Head",
+    "Verified",
+    "append",
+    "head",
+    "names_artifact",
+    "recent",
+    "verify",
+]
 
 GENESIS = "0" * 64
 """``prev_hash`` of the first row."""
@@ -94,6 +104,20 @@ def recent(session: Session, limit: int, *, subject: str | None = None) -> list[
     if subject is not None:
         query = query.where(AuditEntry.subject == subject)
     return list(session.scalars(query))
+
+
+def names_artifact(session: Session, *, subject: str, model_id: int, sha256: str) -> bool:
+    """Whether a row about this model names these bytes: what nobody decided on must not be served."""
+    found = session.scalar(
+        sa.select(AuditEntry.id)
+        .where(
+            AuditEntry.details["artifact_sha256"].astext == sha256,
+            AuditEntry.subject == subject,
+            AuditEntry.details["model_id"].as_integer() == model_id,
+        )
+        .limit(1)
+    )
+    return found is not None
 
 
 def verify(session: Session, hmac_key: bytes | None = None, *, expected: Head | None = None) -> Verified:

@@ -268,6 +268,8 @@ class Prediction(Keyed, Base):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     signal_time: Mapped[datetime] = mapped_column(primary_key=True)
     """Close of the signal's candle."""
+    signal_id: Mapped[str | None]
+    """The caller's own name for the signal."""
     as_of: Mapped[datetime]
     recorded_at: Mapped[datetime] = mapped_column(server_default=func.now())
     model_id: Mapped[int | None] = mapped_column(BigInteger, ForeignKey(ModelRow.id))

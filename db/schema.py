@@ -11,10 +11,10 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from db.session import create_engine
+from db.session import create_engine, transaction
 from ml.errors import SchemaOutdated
 
-__all__ = ["downgrade", "require_current", "upgrade"]
+__all__ = ["downgrade", "require_current", "run", "upgrade"]
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 MIGRATION_LOCK = 0x416C7068615031  # "AlphaP1": any constant that nothing else uses
@@ -24,14 +24,15 @@ def upgrade(url: str, *, revision: str = "head") -> None:
     """Apply what is missing, in one transaction: all of it or nothing. Two may start at once.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: as the server said; nothing was changed.
+        StoreUnavailable: PostgreSQL did not answer; nothing was changed.
+        sqlalchemy.exc.DBAPIError: a migration failed, as the server said; nothing was changed.
     """
-    _run(url, lambda config: command.upgrade(config, revision))
+    run(url, lambda config: command.upgrade(config, revision))
 
 
 def downgrade(url: str, *, revision: str) -> None:
     """Take migrations back down to ``revision`` (``base``: all of them), with the data in their tables."""
-    _run(url, lambda config: command.downgrade(config, revision))
+    run(url, lambda config: command.downgrade(config, revision))
 
 
 def require_current(engine: sa.Engine) -> None:
@@ -39,10 +40,11 @@ def require_current(engine: sa.Engine) -> None:
 
     Raises:
         SchemaOutdated: it is not; names both revisions.
+        StoreUnavailable: PostgreSQL did not answer.
     """
     wanted = ScriptDirectory.from_config(_config()).get_current_head()
-    with engine.connect() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
+    with transaction(engine) as session:
+        found = MigrationContext.configure(session.connection()).get_current_revision()
     if found != wanted:
         raise SchemaOutdated(
             f"the database is at migration {found}, this code needs {wanted}; "
@@ -57,10 +59,11 @@ def _config() -> Config:
     return config
 
 
-def _run(url: str, action: Callable[[Config], None]) -> None:
+def run(url: str, action: Callable[[Config], object]) -> None:
+    """Run an Alembic command, such as `revision`, with the migrations of this folder on a database."""
     engine = create_engine(url, application_name="alphaplus migrate", pooled=False)
-    with engine.begin() as connection:
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+    with transaction(engine) as session:
+        session.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
         config = _config()
-        config.attributes["connection"] = connection
+        config.attributes["connection"] = session.connection()
         action(config)

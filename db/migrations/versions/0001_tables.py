@@ -370,6 +370,7 @@ def upgrade() -> None:
         "ml_performance_tracking",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("signal_time", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("signal_id", sa.Text(), nullable=True),
         sa.Column("as_of", sa.DateTime(timezone=True), nullable=False),
         sa.Column("recorded_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("model_id", sa.BigInteger(), nullable=True),
@@ -549,13 +550,6 @@ def upgrade() -> None:
         unique=False,
     )
     op.create_index(
-        "uq_ml_training_jobs_fit",
-        "ml_training_jobs",
-        ["fit_address"],
-        unique=True,
-        postgresql_where=sa.text("state = 'running'"),
-    )
-    op.create_index(
         "ix_ml_training_jobs_lease",
         "ml_training_jobs",
         ["lease_expires_at"],
@@ -577,6 +571,13 @@ def upgrade() -> None:
         ["enqueued_at"],
         unique=False,
         postgresql_where=sa.text("state = 'queued'"),
+    )
+    op.create_index(
+        "uq_ml_training_jobs_fit",
+        "ml_training_jobs",
+        ["fit_address"],
+        unique=True,
+        postgresql_where=sa.text("state = 'running'"),
     )
     op.create_index(
         "uq_ml_training_jobs_running",

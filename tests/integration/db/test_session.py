@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine, make_url
 
-from db.schema import downgrade, require_current
+from db.schema import downgrade, require_current, upgrade
 from db.session import create_engine, transaction
 from ml.errors import SchemaOutdated, StoreUnavailable
 
@@ -28,6 +28,10 @@ def test_server_that_does_not_answer_is_unavailable_and_its_password_is_not_told
     with pytest.raises(StoreUnavailable) as failure, transaction(engine) as session:
         session.execute(sa.text("SELECT 1"))
     assert "secret-word" not in str(failure.value)
+    with pytest.raises(StoreUnavailable):
+        require_current(engine)
+    with pytest.raises(StoreUnavailable):
+        upgrade("postgresql://someone:secret-word@127.0.0.1:1/none")
 
 
 def test_connection_ended_by_the_server_is_unavailable_once_and_then_made_anew(engine: Engine) -> None:
