@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy.orm import Session
-
-from db import artifacts, candles, registry
-from ml import artifact
+from db import candles, registry
+from ml.artifact import Predictor
 from ml.dataset import check_candles, label_signals, read_market
 from ml.errors import KeyRejected
 from ml.evaluation import Evaluation
@@ -19,6 +17,7 @@ from ml.training import Challenger, FittedBooster, fit_booster, fit_key, judge, 
 from tasks.promotion import Judged, save_challenger
 from tasks.run import Run
 from tasks.shared_fit import Slot, find_or_begin, fit_address, save_fit
+from tasks.stored_model import load
 
 __all__ = ["train_key"]
 
@@ -113,7 +112,7 @@ def _judge(run: Run, rows: SignalRows, fitted: FittedBooster, *, reused: bool) -
         challenger = fit_key(run.key, rows, fitted, run.config, as_of=run.job.as_of)
         with run.resources.transaction() as session:
             champion = registry.champion(session, run.key)
-            incumbent = None if champion is None else _load(session, champion)
+            incumbent = None if champion is None else load(session, champion)
             stored = [
                 series
                 for series in candles.series(session)
@@ -136,15 +135,7 @@ def _judge(run: Run, rows: SignalRows, fitted: FittedBooster, *, reused: bool) -
     )
 
 
-def _load(session: Session, champion: registry.ModelRow) -> artifact.Predictor:
-    return artifact.load(
-        artifacts.get(session, champion.artifact_sha256),
-        champion.artifact_sha256,
-        artifacts.get(session, champion.booster_sha256),
-    )
-
-
-def _judge_incumbent(run: Run, challenger: Challenger, incumbent: artifact.Predictor) -> Evaluation | None:
+def _judge_incumbent(run: Run, challenger: Challenger, incumbent: Predictor) -> Evaluation | None:
     """The champion on the challenger's test rows. None for one of another feature set: it cannot answer
     these rows, nor any signal from now on, so there is nothing to beat and the absolute gates decide.
     """
