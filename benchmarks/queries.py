@@ -192,6 +192,9 @@ def queries(size: Size) -> dict[str, Query]:
         "save and load a reference": _reference,
         "newest 20 evaluations of a key": lambda s: evaluations.recent(s, KEY, 20),
         "newest 50 audit rows of a key": lambda s: audit.recent(s, 50, subject=str(KEY)),
+        "artifact in the audit log": lambda s: audit.names_artifact(
+            s, subject=str(KEY), model_id=1, sha256=sha256
+        ),
         "newest 50 predictions of a key": lambda s: s.scalars(_predictions_of_key()).all(),
         "predictions due for their outcome": lambda s: s.scalars(_predictions_due(end)).all(),
         "a prediction by its id": lambda s: s.scalars(
