@@ -34,7 +34,7 @@ LEAST_CONFIDENCE = 0.001
 """Confidences stay inside [this, 1 - this]: no few hundred rows can show a certainty."""
 
 SLOPE_SPREAD = 0.25
-OFFSET_SPREAD = 0.2
+OFFSET_SPREAD = 0.1
 """Standard deviations of the priors of ``SigmoidCalibration``: the booster's log-odds as they are."""
 
 RETURN_BINS = 10
