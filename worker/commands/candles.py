@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["candles"]
 
-CHUNK_CANDLES = 200_000
-"""Written at a time, all in one transaction: a step of the progress bar, some 10 MB of memory."""
+CHUNK_CANDLES = 100_000
+"""Written at a time, all in one transaction: a step of the progress bar, some 5 MB of memory."""
 SAMPLE_RESAMPLED_TO = "1h"
 PROGRESS_AFTER_SECONDS = 1.0
 SOURCE_CHARACTERS = 200
