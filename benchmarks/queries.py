@@ -250,12 +250,8 @@ def _reference(session: Session) -> None:
 
 
 def _predictions_of_key() -> sa.Select[Prediction]:
-    of_key = (
-        Prediction.symbol == KEY.symbol,
-        Prediction.interval == KEY.interval,
-        Prediction.regime == KEY.regime,
-    )
-    return sa.select(Prediction).where(*of_key).order_by(Prediction.signal_time.desc()).limit(50)
+    of_key = sa.select(Prediction).where(*Prediction.of_key(KEY))
+    return of_key.order_by(Prediction.signal_time.desc()).limit(50)
 
 
 def _predictions_due(now: datetime) -> sa.Select[Prediction]:

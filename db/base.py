@@ -6,7 +6,16 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, CheckConstraint, DateTime, Double, LargeBinary, MetaData, Text
+from sqlalchemy import (
+    ARRAY,
+    CheckConstraint,
+    ColumnElement,
+    DateTime,
+    Double,
+    LargeBinary,
+    MetaData,
+    Text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped
 
@@ -67,6 +76,11 @@ class Keyed:
     symbol: Mapped[str]
     interval: Mapped[str]
     regime: Mapped[str]
+
+    @classmethod
+    def of_key(cls, key: ModelKey) -> tuple[ColumnElement[bool], ...]:
+        """Conditions of a WHERE clause: the rows of this key."""
+        return (cls.symbol == key.symbol, cls.interval == key.interval, cls.regime == key.regime)
 
     @property
     def key(self) -> ModelKey:

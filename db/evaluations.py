@@ -77,9 +77,5 @@ def record(
 
 def recent(session: Session, key: ModelKey, limit: int) -> Sequence[EvaluationRow]:
     """The key's newest ``limit`` judgements, newest first."""
-    query = sa.select(EvaluationRow).where(
-        EvaluationRow.symbol == key.symbol,
-        EvaluationRow.interval == key.interval,
-        EvaluationRow.regime == key.regime,
-    )
+    query = sa.select(EvaluationRow).where(*EvaluationRow.of_key(key))
     return session.scalars(query.order_by(EvaluationRow.as_of.desc()).limit(limit)).all()

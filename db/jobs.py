@@ -110,7 +110,7 @@ def recent(
     """The newest ``limit`` jobs, newest first."""
     query = sa.select(TrainingJob).order_by(TrainingJob.queued_at.desc()).limit(limit)
     if key is not None:
-        query = query.where(*_of_key(key))
+        query = query.where(*TrainingJob.of_key(key))
     if symbol is not None:
         query = query.where(TrainingJob.symbol == symbol)
     if state is not None:
@@ -136,7 +136,7 @@ def claim(session: Session, job_id: str, *, owner: str, lease: timedelta) -> Cla
     assert job is not None
     if job.state in FINISHED_STATES:
         return Finished(job=job)
-    running = _locked(session, *_of_key(job.key), TrainingJob.state == "running")
+    running = _locked(session, *TrainingJob.of_key(job.key), TrainingJob.state == "running")
     if running is not None:
         assert running.owner and running.started_at and running.lease_expires_at
         if not _expired(session, running):
@@ -318,14 +318,6 @@ def sweep(session: Session, *, queued_grace: timedelta) -> list[TrainingJob]:
     for job in unsent:
         _update(session, job, enqueued_at=NOW)
     return [job for job in [*lost, *unsent] if job.state == "queued"]
-
-
-def _of_key(key: ModelKey) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        TrainingJob.symbol == key.symbol,
-        TrainingJob.interval == key.interval,
-        TrainingJob.regime == key.regime,
-    )
 
 
 def _leased(job_id: str, token: int) -> tuple[sa.ColumnElement[bool], ...]:

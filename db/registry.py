@@ -41,7 +41,7 @@ def add(
             or the artifact is not stored.
     """
     _lock(session, key)
-    newest = session.scalar(sa.select(sa.func.max(ModelRow.version)).where(*_of_key(key)))
+    newest = session.scalar(sa.select(sa.func.max(ModelRow.version)).where(*ModelRow.of_key(key)))
     row = ModelRow(
         symbol=key.symbol,
         interval=key.interval,
@@ -67,21 +67,21 @@ def add(
 def champion(session: Session, key: ModelKey) -> ModelRow | None:
     """The model that answers for the key."""
     return session.scalars(
-        sa.select(ModelRow).where(*_of_key(key), ModelRow.state == "champion")
+        sa.select(ModelRow).where(*ModelRow.of_key(key), ModelRow.state == "champion")
     ).one_or_none()
 
 
 def find_by_artifact(session: Session, key: ModelKey, sha256: str) -> ModelRow | None:
     """The key's model of these bytes: a second run of a job finds the first one's."""
     return session.scalars(
-        sa.select(ModelRow).where(*_of_key(key), ModelRow.artifact_sha256 == sha256)
+        sa.select(ModelRow).where(*ModelRow.of_key(key), ModelRow.artifact_sha256 == sha256)
     ).one_or_none()
 
 
 def get(session: Session, key: ModelKey, version: int | None = None) -> ModelRow | None:
     """One version of the key; without one the champion, or the newest where there is no champion."""
     if version is not None:
-        query = sa.select(ModelRow).where(*_of_key(key), ModelRow.version == version)
+        query = sa.select(ModelRow).where(*ModelRow.of_key(key), ModelRow.version == version)
         return session.scalars(query).one_or_none()
     return champion(session, key) or next(iter(models(session, key=key, limit=1)), None)
 
@@ -97,7 +97,7 @@ def models(
     """The newest models, newest first."""
     query = sa.select(ModelRow).limit(limit)
     if key is not None:
-        query = query.where(*_of_key(key)).order_by(ModelRow.version.desc())
+        query = query.where(*ModelRow.of_key(key)).order_by(ModelRow.version.desc())
     else:
         query = query.order_by(ModelRow.created_at.desc())
     if symbol is not None:
@@ -175,11 +175,3 @@ def promote(
 
 def _lock(session: Session, key: ModelKey) -> None:
     lock(session, "models", str(key))
-
-
-def _of_key(key: ModelKey) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        ModelRow.symbol == key.symbol,
-        ModelRow.interval == key.interval,
-        ModelRow.regime == key.regime,
-    )
