@@ -213,15 +213,16 @@ def servers_configured() -> bool:
 
 
 def _refuse_unknown_variables() -> None:
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    known = [name.upper() for name in Settings.model_fields]
     for variable, value in sorted(os.environ.items()):
-        if not variable.startswith(PREFIX) or variable in known or variable.startswith(f"{PREFIX}TRAINING__"):
+        name = variable.removeprefix(PREFIX)
+        if name in (variable, *known) or name.startswith("TRAINING__"):
             continue
-        near = difflib.get_close_matches(variable, sorted(known), n=1)
-        hint = f"did you mean {near[0]}?" if near else "see docs/settings.md"
-        raise ConfigRejected(
-            variable, "…" if "URL" in variable or "KEY" in variable else value, "a known setting", hint
-        )
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {PREFIX}{near[0]}?" if near else "see docs/settings.md"
+        # It may be a secret under a misspelt name.
+        shown = "…" if re.search("URL|KEY|PASS|SECRET", name) else value
+        raise ConfigRejected(variable, shown, "a known setting", hint)
 
 
 def _rejected(error: ValidationError) -> ConfigRejected:

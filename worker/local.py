@@ -41,7 +41,7 @@ START_ATTEMPTS = 5
 START_PAUSE_SECONDS = 0.5
 """Another program may take a free port between our look and the server's start, and the processes of a
 killed PostgreSQL linger for a moment."""
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.04
 OWNER_STOP_SECONDS = 90.0
 """What `alphaplus servers stop` gives the owner, who may wait for its workers first."""
 LOG_LINES_SHOWN = 12
