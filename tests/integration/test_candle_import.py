@@ -288,6 +288,18 @@ def test_resampling_a_stored_series_writes_another_that_says_so(invoke: Invoke, 
             invoke("resample", "BTCUSDT", "--from", shorter, "--to", longer)
 
 
+def test_replay_imports_candles_that_lie_ahead_of_its_clock(
+    invoke: Invoke, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay_start = datetime(2018, 1, 1, tzinfo=UTC)
+    monkeypatch.setenv("ALPHAPLUS_CLOCK", "replay")
+    monkeypatch.setenv("ALPHAPLUS_REPLAY_START", replay_start.isoformat())
+    assert json.loads(invoke(*import_options(sample_csv("BTC")), "--json"))["inserted"] == 35_019
+    with transaction(engine) as session:
+        known = store.read(session, "BTCUSDT", "30m", known_at=replay_start)
+    assert len(known) == 92 * 48
+
+
 def test_without_server_schema_or_answer_the_exit_code_says_what_to_do(
     run_cli: Cli, empty_database_url: str
 ) -> None:
