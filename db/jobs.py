@@ -179,9 +179,8 @@ def begin_fit(session: Session, job_id: str, token: int, address: str) -> bool:
     # Before any row's lock, as in `claim`.
     lock(session, "fit", address)
     job = require_lease(session, job_id, token)
-    for maker in _locked_all(
-        session, TrainingJob.state == "running", TrainingJob.fit_address == address, wait=True
-    ):
+    makers = (TrainingJob.state == "running", TrainingJob.fit_address == address)
+    for maker in _locked_all(session, *makers, wait=True):
         if maker.id != job_id:
             if not _expired(session, maker):
                 return False
@@ -210,15 +209,9 @@ def heartbeat(session: Session, job_id: str, token: int, lease: timedelta) -> No
 def report(
     session: Session, job_id: str, token: int, *, stage: str, fraction: float, rows: int | None = None
 ) -> None:
-    """Say how far the run is. A new ``stage`` ends the one before.
+    """Say how far the run is: ``fraction`` of the whole job, in [0, 1]. A new ``stage`` ends the one before.
 
-    Args:
-        session: the caller's.
-        job_id: which job.
-        token: from ``Claimed``.
-        stage: load, clean, regimes, labels, fit, evaluate or save.
-        fraction: of the whole job, in [0, 1].
-        rows: that the stage works on, once known.
+    ``rows`` are those that the stage works on, once known.
 
     Raises:
         LeaseLost: another run has the job, or it has ended.
@@ -285,7 +278,7 @@ def release(session: Session, job_id: str, token: int) -> None:
 
 
 def supersede(session: Session, job_id: str, by: Held) -> None:
-    """End a queued job because another one trains its key, and record which. Others are left as they are."""
+    """End a queued job because another one trains its key, and record which."""
     session.execute(
         sa.update(TrainingJob)
         .where(TrainingJob.id == job_id, TrainingJob.state == "queued", TrainingJob.id != by.by_job)
@@ -302,9 +295,9 @@ def supersede(session: Session, job_id: str, by: Held) -> None:
 def sweep(session: Session, *, queued_grace: timedelta) -> list[TrainingJob]:
     """Find jobs that lost their worker or their message; the caller sends those returned after its commit.
 
-    A running job whose lease ran out goes back to the queue, or fails after its last attempt. A queued
-    one whose message was sent longer than ``queued_grace`` ago, or asked for by a takeover, is sent
-    again: a message too many finds the job held or finished. Rows that another sweep holds are left to it.
+    A running job whose lease ran out goes back to the queue, or fails after its last attempt. A queued one
+    whose message is older than ``queued_grace``, or asked for by a takeover, is sent again: a message too
+    many finds the job held or finished. Rows that another sweep holds are left to it.
     """
     lost = _locked_all(session, TrainingJob.state == "running", TrainingJob.lease_expires_at <= NOW)
     for job in lost:
@@ -341,14 +334,14 @@ def _locked_all(
     return session.scalars(query).all()
 
 
-def _expired(session: Session, job: TrainingJob) -> bool:
-    return bool(session.scalar(sa.select(job.lease_expires_at <= NOW)))
-
-
 def _now(session: Session) -> datetime:
     now = session.scalar(sa.select(NOW))
     assert isinstance(now, datetime)
     return now
+
+
+def _expired(session: Session, job: TrainingJob) -> bool:
+    return job.lease_expires_at is not None and job.lease_expires_at <= _now(session)
 
 
 def _end_run(
@@ -359,15 +352,8 @@ def _end_run(
     if counts and attempts >= job.max_attempts:
         detail = f"{job.owner} stopped answering; attempt {attempts} of {job.max_attempts}"
         outcome = {"reason": LOST, "detail": detail, "stage": job.stage}
-        _update(
-            session,
-            job,
-            state="failed",
-            attempts=attempts,
-            outcome=outcome,
-            finished_at=NOW,
-            lease_expires_at=None,
-        )
+        ended = {"outcome": outcome, "finished_at": NOW, "lease_expires_at": None}
+        _update(session, job, state="failed", attempts=attempts, **ended)
     else:
         _update(
             session,

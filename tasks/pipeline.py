@@ -8,7 +8,7 @@ from typing import Any
 from db import candles, registry
 from ml.artifact import Predictor
 from ml.dataset import check_candles, label_signals, read_market
-from ml.errors import KeyRejected
+from ml.errors import KeyRejected, RetryLater
 from ml.evaluation import Evaluation
 from ml.noise import clean
 from ml.promotion import decide
@@ -33,10 +33,11 @@ def train_key(run: Run) -> dict[str, Any]:
         TrainingRefused: the data cannot carry a model.
         LeaseLost: another worker took the job.
     """
-    slot = fit_address(run.key, run.config, _known_candles(run))
+    known = _known_candles(run)
+    slot = fit_address(run.key, run.config, known)
     found = find_or_begin(run, slot.address)
     symbols = slot.symbols if found is None else (run.key.symbol,)
-    tables = _signal_rows(run, symbols)
+    tables = _signal_rows(run, known, symbols)
     fitted = _fit(run, slot, tables, found)
     rows = tables[run.key.symbol]
     judged = _judge(run, rows, fitted, reused=found is not None)
@@ -59,13 +60,16 @@ def _known_candles(run: Run) -> Mapping[str, str]:
     return known
 
 
-def _signal_rows(run: Run, symbols: tuple[str, ...]) -> dict[str, SignalRows]:
+def _signal_rows(run: Run, known: Mapping[str, str], symbols: tuple[str, ...]) -> dict[str, SignalRows]:
     """Candles as known at the cut -> labelled signals, one table per symbol."""
     with run.lease.stage("load") as counts, run.resources.transaction() as session:
         raw = {
             symbol: candles.read(session, symbol, run.key.interval, known_at=run.job.as_of)
             for symbol in symbols
         }
+        if candles.fingerprint(session, run.key.interval, known_at=run.job.as_of) != known:
+            # A fit is kept under the address of what it learned from: of no other candles.
+            raise RetryLater(f"{run.key}: older candles came in while they were read; reading again")
         counts["rows"] = sum(map(len, raw.values()))
     with run.lease.stage("clean") as counts:
         for series in raw.values():

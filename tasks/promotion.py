@@ -53,13 +53,13 @@ def save_challenger(
     existing = registry.find_by_artifact(session, run.key, sha256)
     if existing is not None:
         return _outcome(existing, judged, result="unchanged")
+    artifacts.put(session, sha256=sha256, body=body, kind="model", address=None, metadata={})
+    row = _register(session, run, judged, sha256)  # holds the key's lock from here on
     champion = registry.champion(session, run.key)
     if (champion and champion.id) != (judged.champion and judged.champion.id):
         raise RetryLater(
             f"{run.key}: the champion changed while a challenger was judged against the one before"
         )
-    artifacts.put(session, sha256=sha256, body=body, kind="model", address=None, metadata={})
-    row = _register(session, run, judged, sha256)
     _record_evaluations(session, run, judged, row)
     references.save(session, row.id, judged.challenger.reference)
     _decide(session, run, judged, row)
