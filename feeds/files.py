@@ -75,7 +75,8 @@ def read(
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise CandlesRejected("file", str(path), f"a whole gzip file: {error}") from error
     except OSError as error:
-        raise CandlesRejected("file", str(path), f"a file that can be read: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise CandlesRejected("file", str(path), f"a file that can be read: {reason}") from error
     from feeds.csv_text import parse_csv
 
     return parse_csv(text, interval, now=now, assume_utc=assume_utc, limits=limits)
