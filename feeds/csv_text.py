@@ -15,6 +15,7 @@ import numpy as np
 
 from feeds.arrow import to_floats, to_integers, to_times
 from feeds.columns import find_columns
+from feeds.limits import Limits
 from feeds.times import TimeRejected, epoch_times, has_zone, is_epoch, parse_time
 from ml.candles import OHLCV, Candles
 from ml.errors import CandlesRejected
@@ -22,7 +23,6 @@ from ml.errors import CandlesRejected
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from feeds.files import Limits
 
 __all__ = ["parse_csv"]
 

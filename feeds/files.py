@@ -9,39 +9,19 @@ from __future__ import annotations
 import gzip
 import stat
 import zlib
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from feeds.limits import Limits
 from ml.candles import Candles
 from ml.errors import CandlesRejected
 from ml.keys import interval_duration
 
-__all__ = ["EXTENSIONS", "LIMITS", "Limits", "read"]
+__all__ = ["EXTENSIONS", "LIMITS", "read"]
 
 EXTENSIONS: Final = (".csv", ".csv.gz", ".parquet")
 _CHUNK_BYTES: Final = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How large a file may be; both are checked before a file is held in memory as a whole."""
-
-    bytes: int = 512 << 20
-    """Of the text after decompression."""
-    rows: int = 5_000_000
-    """Nine and a half years of minutes."""
-
-    def check_bytes(self, size: int) -> None:
-        """Raises CandlesRejected."""
-        if size > self.bytes:
-            raise CandlesRejected("file size", size, f"at most {self.bytes} bytes of text", "split the file")
-
-    def check_rows(self, rows: int) -> None:
-        """Raises CandlesRejected."""
-        if rows > self.rows:
-            raise CandlesRejected("file rows", rows, f"at most {self.rows} rows", "split the file")
 
 
 LIMITS: Final = Limits()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from feeds.arrow import to_floats, to_integers, to_times
 from feeds.columns import find_columns
+from feeds.limits import Limits
 from feeds.times import ZONE_LIMIT, epoch_times
 from ml.candles import OHLCV, Candles
 from ml.errors import CandlesRejected
@@ -18,7 +19,6 @@ from ml.errors import CandlesRejected
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from feeds.files import Limits
 
 __all__ = ["read_parquet"]
 

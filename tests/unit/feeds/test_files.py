@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from feeds.files import Limits, read
+from feeds.files import read
+from feeds.limits import Limits
 from ml.candles import OHLCV, Candles
 from ml.errors import KeyRejected
 from tests.unit.feeds.candle_files import NOW, Cells, assert_same, refusal, sample_path, text_of
