@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 WIDTH = 100
+OUTCOME_CHARACTERS = 160
 STATE_STYLES = {
     "succeeded": "green",
     "champion": "green",
@@ -46,50 +47,35 @@ def console(*, stderr: bool = False) -> Console:
     return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=WIDTH)
 
 
-def table(*columns: str, title: str = "") -> Table:
+def table(*columns: str) -> Table:
     """An empty table in the house's form; a column that begins with ``>`` is set to the right."""
-    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        made.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+        justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+        # Only text that is a sentence may be wrapped.
+        made.add_column(column.removeprefix(">"), justify=justify, no_wrap=column not in {"Outcome", "Why"})
     return made
 
 
 def jobs_table(jobs: Sequence[TrainingJob], models: Mapping[int, ModelRow]) -> Table:
     """Jobs with what came of them; ``models`` by id, those that the jobs made."""
-    made = table("Job", "Model key", "State", ">Took", ">Rows", ">AUC, 90 % interval", "Outcome")
+    made = table("Job", "Model key", "State", ">Took", "Outcome")
     for job in jobs:
         model = models.get(job.model_id) if job.model_id is not None else None
-        metrics = model.metrics if model else {}
         made.add_row(
-            job.id[:8],
-            str(job.key),
-            _state(job.state),
-            span_text(_took(job)),
-            str(metrics.get("rows", "")),
-            estimate_text(metrics.get("auc")),
-            outcome_text(job, model),
+            job.id[:8], str(job.key), _state(job.state), span_text(_took(job)), outcome_text(job, model)
         )
     return made
 
 
 def models_table(models: Sequence[ModelRow], sources: Mapping[tuple[str, str], str]) -> Table:
     """Models with how good they are on rows they never saw, beside the base rate; then whose candles."""
-    made = table(
-        "Model key",
-        ">v",
-        "State",
-        "Data until",
-        ">Rows",
-        ">Base",
-        ">AUC, 90 % interval",
-        ">F1, 90 % interval",
-    )
+    made = table("Model key", ">v", "State", ">Rows", ">Base", ">AUC [90 %]", ">F1 [90 %]")
     for model in models:
         made.add_row(
             str(model.key),
             str(model.version),
             _state(model.state),
-            f"{model.data_cut.astimezone(UTC):%Y-%m-%d}",
             str(model.metrics.get("rows", "")),
             number_text(model.metrics.get("base_rate")),
             estimate_text(model.metrics.get("auc")),
@@ -124,18 +110,20 @@ def gates_table(decision: Mapping[str, Any]) -> Table:
 
 
 def outcome_text(job: TrainingJob, model: ModelRow | None) -> str:
-    """One line on what came of a job."""
+    """A line or two on what came of a job; `alphaplus model show` and --json say it in full."""
     outcome = job.outcome or {}
     if job.state == "running":
         return f"{job.stage or 'starting'}, {job.progress:.0%}"
     if model is not None:
         if model.decision.get("promote"):
-            return f"promoted: version {model.version}"
-        return f"version {model.version} rejected: " + "; ".join(model.decision.get("reasons", ()))
+            return f"version {model.version} promoted, AUC {estimate_text(model.metrics.get('auc'))}"
+        failed = [gate["name"] for gate in model.decision.get("gates", ()) if not gate["passed"]]
+        return f"version {model.version} rejected by {', '.join(failed)}"
     if job.superseded_by is not None:
         return f"job {job.superseded_by[:8]} trains this key"
     named = outcome.get("refused") or outcome.get("error") or outcome.get("reason")
-    return ": ".join(str(part) for part in (named, outcome.get("detail")) if part)
+    text = ": ".join(str(part) for part in (named, outcome.get("detail")) if part)
+    return text if len(text) <= OUTCOME_CHARACTERS else text[: OUTCOME_CHARACTERS - 1] + "…"
 
 
 def job_json(job: TrainingJob, model: ModelRow | None) -> dict[str, Any]:
@@ -176,8 +164,8 @@ def span_text(seconds: float | None) -> str:
 
 
 def time_text(moment: datetime | None) -> str:
-    """``2026-11-23 13:05:00``, UTC; empty for None."""
-    return "" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+    """``2026-11-23 13:05``, UTC; empty for None."""
+    return "" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
 
 
 def _took(job: TrainingJob) -> float | None:

@@ -9,14 +9,16 @@ from typing import Any
 
 import click
 
-from db import jobs
-from db.models import TrainingJob
+from db import jobs, registry
+from db.models import ModelRow, TrainingJob
 from ml.errors import StoreUnavailable
 from worker.celery import app
 from worker.schedule import Beat, Entry, Schedule, entry_name
-from worker.tables import console, outcome_text, span_text, table, time_text
+from worker.tables import console, job_json, outcome_text, span_text, table, time_text
 
 __all__ = ["schedule"]
+
+LastJobs = dict[str, tuple[TrainingJob, ModelRow | None]]
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 interval_option = click.option("--interval", help="Of the candles.  [default: the default interval]")
@@ -47,7 +49,8 @@ def status(context: click.Context, as_json: bool) -> None:
         found = {
             "beat": None if beat is None else _plain(asdict(beat)),
             "entries": [
-                _entry_json(entry) | {"last_job": _job_json(last.get(entry.name))} for entry in entries
+                _entry_json(entry) | {"last_job": _job_json(*last.get(entry.name, (None, None)))}
+                for entry in entries
             ],
         }
         click.echo(json.dumps(found, indent=2))
@@ -106,22 +109,23 @@ def _name(target: tuple[str, ...], interval: str | None) -> str:
     return target[0] if len(target) == 1 else entry_name(target[0], target[1], interval)
 
 
-def _last_jobs(entries: list[Entry]) -> dict[str, TrainingJob]:
-    """The newest job of each entry's model key; none where the database does not answer."""
+def _last_jobs(entries: list[Entry]) -> LastJobs:
+    """The newest job of each entry's model key, and its model; none where the database does not answer."""
     resources = app.resources
-    found: dict[str, TrainingJob] = {}
+    found: LastJobs = {}
     try:
         with resources.transaction() as session:
             for entry in entries:
                 key = entry.key(resources.settings.default_interval)
                 for job in jobs.recent(session, 1, key=key) if key is not None else ():
-                    found[entry.name] = job
+                    made = registry.by_id(session, [job.model_id] if job.model_id is not None else [])
+                    found[entry.name] = job, next(iter(made.values()), None)
     except StoreUnavailable as error:
         click.echo(f"The last runs are not known: {error}", err=True)
     return found
 
 
-def _print_status(beat: Beat | None, entries: list[Entry], last: dict[str, TrainingJob]) -> None:
+def _print_status(beat: Beat | None, entries: list[Entry], last: LastJobs) -> None:
     out = console()
     if beat is None:
         out.print("No beat works: nothing is sent. Start one with `alphaplus beat` or `alphaplus up`.")
@@ -130,13 +134,13 @@ def _print_status(beat: Beat | None, entries: list[Entry], last: dict[str, Train
         out.print(f"Beat works: process {beat.pid} on {beat.host}, last tick {span_text(max(0.0, age))} ago.")
     made = table("Entry", "Next run (UTC)", "Last job", "State", "Outcome")
     for entry in entries:
-        job = last.get(entry.name)
+        job, model = last.get(entry.name, (None, None))
         made.add_row(
             entry.name,
             time_text(entry.next_run) or entry.state,
             time_text(job.queued_at) if job else "",
             job.state if job else "",
-            outcome_text(job, None) if job else "",
+            outcome_text(job, model) if job else "",
         )
     out.print(made)
 
@@ -147,7 +151,14 @@ def _print_entries(entries: list[Entry], as_json: bool) -> None:
         return
     made = table("Entry", "Cron (UTC)", "Task", "State", "Origin", "Next run (UTC)")
     for entry in entries:
-        made.add_row(entry.name, entry.cron, entry.task, entry.state, entry.origin, time_text(entry.next_run))
+        made.add_row(
+            entry.name,
+            entry.cron,
+            entry.task.removeprefix("tasks."),
+            entry.state,
+            entry.origin,
+            time_text(entry.next_run),
+        )
     console().print(made)
 
 
@@ -155,10 +166,8 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
     return _plain(asdict(entry))
 
 
-def _job_json(job: TrainingJob | None) -> dict[str, Any] | None:
-    if job is None:
-        return None
-    return _plain({"id": job.id, "state": job.state, "queued_at": job.queued_at, "outcome": job.outcome})
+def _job_json(job: TrainingJob | None, model: ModelRow | None) -> dict[str, Any] | None:
+    return None if job is None else job_json(job, model)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
