@@ -40,6 +40,7 @@ RUNS = 5
 REPLAY_DAYS = 30
 """The replay begins this long before the last candle: each run has a data cut of its own, a day later."""
 CUTS_PER_FLEET = 2
+STAGES_SHOWN = 4
 READY_SECONDS = JOB_SECONDS = 300
 MADE_LIMIT = 1.5
 """Times the bare fit."""
@@ -61,6 +62,8 @@ class Timed:
     started: datetime
     finished: datetime
     outcome: dict[str, Any]
+    stages: dict[str, float]
+    """Seconds of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +174,16 @@ def _two_workers(bench: Bench) -> Measurement:
 
 def _row(name: str, timed: Sequence[Timed], limit: float, bare: float | None) -> Measurement:
     client = statistics.median(job.client_seconds for job in timed)
+    seconds = {stage: statistics.median(job.stages[stage] for job in timed) for stage in timed[0].stages}
+    longest = sorted(seconds, key=seconds.__getitem__, reverse=True)[:STAGES_SHOWN]
+    stages = ", ".join(f"{stage} {seconds[stage]:.2f}" for stage in longest)
     return Measurement(
         name,
         statistics.median(job.task_seconds for job in timed),
         "s",
         limit,
         len(timed),
-        f"sent to answered {client:.2f} s",
+        f"to the client {client:.2f} s; {stages}",
         bare,
         "" if bare is None else "bare xgboost",
     )
@@ -227,7 +233,8 @@ def _wait(result: AsyncResult, sent: float) -> Timed:
         assert job.started_at is not None
         assert job.finished_at is not None
         task_seconds = (job.finished_at - job.started_at).total_seconds()
-        return Timed(task_seconds, client_seconds, job.started_at, job.finished_at, outcome)
+        stages = {stage["stage"]: stage["seconds"] or 0.0 for stage in job.stages}
+        return Timed(task_seconds, client_seconds, job.started_at, job.finished_at, outcome, stages)
 
 
 @contextmanager
