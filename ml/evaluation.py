@@ -204,27 +204,25 @@ def block_multiplicities(
 
 
 class _ScoreOrder:
-    """A score sorted once, so that the AUC of every resample is two cumulative sums."""
+    """A score sorted once, so that the AUC of every resample is a cumulative sum of its negatives."""
 
     def __init__(self, score: Floats, label: Floats) -> None:
-        self._order = np.argsort(score, kind="stable")
-        ordered = score[self._order]
-        self._positive = label[self._order]
-        self._group_starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+        order = np.argsort(score, kind="stable")
+        self._positive, self._negative = order[label[order] == 1], order[label[order] == 0]
+        negatives, positives = score[self._negative], score[self._positive]
+        self._below = np.searchsorted(negatives, positives, side="left")
+        self._upto = np.searchsorted(negatives, positives, side="right")
+        self._tied = bool((self._below != self._upto).any())
 
     def auc(self, weights: Floats) -> Floats:
-        """(b,) area under the ROC curve for weights (b, n), ties half (Mann & Whitney 1947)."""
-        weights = weights[:, self._order]
-        positive = weights * self._positive
-        negative = weights - positive
-        if len(self._group_starts) < weights.shape[1]:
-            positive = np.add.reduceat(positive, self._group_starts, axis=1)
-            negative = np.add.reduceat(negative, self._group_starts, axis=1)
-        # Negatives below, and half of those level: the cumulative sum less half of the group's own.
-        below = np.cumsum(negative, axis=1)
-        pairs = below[:, -1] * positive.sum(axis=1)
-        below -= 0.5 * negative
-        return _ratio(np.einsum("ij,ij->i", positive, below), pairs)
+        """(b,) area under the ROC curve for weights (b, n), ties half (Mann & Whitney, 1947)."""
+        positive = weights[:, self._positive]
+        negatives = np.zeros((len(weights), len(self._negative) + 1))
+        np.cumsum(weights[:, self._negative], axis=1, out=negatives[:, 1:])
+        below = negatives[:, self._below]
+        if self._tied:
+            below = (below + negatives[:, self._upto]) / 2
+        return _ratio(np.einsum("ij,ij->i", positive, below), positive.sum(axis=1) * negatives[:, -1])
 
 
 def _statistics(
