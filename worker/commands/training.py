@@ -205,20 +205,25 @@ def _send(key: ModelKey, reason: str) -> str:
 
 def _follow(engine: Engine, job_id: str) -> str:
     """Show the job's progress until it ends; returns the state it ended in."""
+    out = console(stderr=True)
     columns = TextColumn("{task.description:<10}"), BarColumn(40), TextColumn("{task.percentage:>3.0f} %")
-    started = time.monotonic()
-    with Progress(*columns, TimeElapsedColumn(), console=console(stderr=True)) as progress:
+    shown = ""
+    told_at = time.monotonic() + NO_WORKER_SECONDS
+    with Progress(*columns, TimeElapsedColumn(), console=out, disable=not out.is_terminal) as progress:
         bar = progress.add_task("queued", total=1.0)
         while True:
             with transaction(engine) as session:
                 job = _get(session, job_id)
+            stage = job.stage or job.state if job.state == "running" else job.state
+            progress.update(bar, completed=job.progress, description=stage)
+            if stage != shown and not out.is_terminal:
+                out.print(stage)  # a log has no bar
+            shown = stage
             if job.state in FINISHED_STATES:
-                progress.update(bar, completed=1.0, description=job.state)
                 return job.state
-            progress.update(bar, completed=job.progress, description=job.stage or job.state)
-            if job.state == "queued" and time.monotonic() - started > NO_WORKER_SECONDS:
-                started = float("inf")
-                progress.console.print("No worker has taken it yet; `alphaplus worker training` starts one.")
+            if job.state == "queued" and time.monotonic() > told_at:
+                told_at = float("inf")
+                out.print("No worker has taken it yet; `alphaplus worker training` starts one.")
             time.sleep(POLL_SECONDS)
 
 
