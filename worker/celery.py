@@ -15,9 +15,10 @@ import structlog
 from celery import Celery, signals
 from celery.schedules import schedule
 from kombu.entity import Queue
+from kombu.exceptions import OperationalError
 
 from beat_schedule import BEAT_SCHEDULE, SWEEP_JOBS
-from ml.errors import RetryLater
+from ml.errors import BrokerUnavailable, RetryLater
 from runtime.logging import configure_logging
 from runtime.queues import DEAD_LETTER, MAINTENANCE, QUEUES, ROUTES, TRAINING
 from runtime.settings import load_settings
@@ -26,8 +27,9 @@ from tasks.train import record_queued
 from worker.clock import make_clock
 from worker.processes import SOFT_SHUTDOWN_SECONDS
 
-__all__ = ["app"]
+__all__ = ["app", "require_broker"]
 
+BROKER_ANSWER_SECONDS = 3.0
 TASK_MODULES = ("tasks.train", "tasks.candles", "tasks.maintenance")
 
 # XGBoost's threads otherwise spin while they wait for each other: where two workers share the cores, a fit
@@ -118,6 +120,19 @@ resources = Resources(load_settings, make_clock)
 app = Celery("alphaplus", include=TASK_MODULES)
 app.add_defaults(_configuration)
 app.resources = resources
+
+
+def require_broker() -> None:
+    """Pass if Redis answers: sending to one that does not is tried for 20 s, and ends in a traceback.
+
+    Raises:
+        BrokerUnavailable: it does not.
+    """
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=BROKER_ANSWER_SECONDS)
+    except OperationalError as error:
+        raise BrokerUnavailable(f"the broker does not answer: {error}; nothing was sent") from error
 
 
 @signals.setup_logging.connect

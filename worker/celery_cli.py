@@ -81,6 +81,9 @@ def _refuse_nonsense(send: Callable[..., Any]) -> Callable[..., Any]:
             return send(*positional, **options)
         try:
             check_call(app, options["name"], options["args"], options["kwargs"])
+            from worker.celery import require_broker
+
+            require_broker()
             return send(*positional, **options)
         except AlphaPlusError as error:
             raise click.ClickException(str(error)) from error

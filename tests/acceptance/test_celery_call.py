@@ -83,6 +83,18 @@ def test_nonsense_is_refused_and_nothing_is_written(
         assert jobs.recent(session, 10) == []
 
 
+def test_call_to_a_broker_that_is_away_says_so_and_records_no_job(
+    settings_env: dict[str, str], engine: Engine
+) -> None:
+    env = settings_env | {"ALPHAPLUS_REDIS_URL": "redis://127.0.0.1:1/0"}
+    result = run_command(LITERAL, env, timeout_seconds=60)
+    assert result.exit_code == 1
+    assert "the broker does not answer" in result.stderr
+    assert "Traceback" not in result.stderr
+    with transaction(engine) as session:
+        assert jobs.recent(session, 10) == []
+
+
 def test_call_without_servers_says_how_to_start_them(base_env: dict[str, str]) -> None:
     result = run_command(LITERAL, base_env, cwd=ROOT)
     assert result.exit_code != 0

@@ -193,7 +193,9 @@ def _require_candles(engine: Engine, key: ModelKey) -> None:
 def _send(key: ModelKey, reason: str) -> str:
     """The job's row first, then its message; the job's id is the task's."""
     from tasks.train import record_queued
-    from worker.celery import app
+    from worker.celery import app, require_broker
+
+    require_broker()
 
     job_id = str(uuid.uuid4())
     user = os.environ.get("USER") or f"user {os.getuid()}"
