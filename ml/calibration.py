@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression, minimize
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from ml.config import GateConfig
 
@@ -33,9 +33,10 @@ Floats = NDArray[np.float64]
 LEAST_CONFIDENCE = 0.001
 """Confidences stay inside [this, 1 - this]: no few hundred rows can show a certainty."""
 
-SLOPE_SPREAD = 0.25
-OFFSET_SPREAD = 0.1
-"""Standard deviations of the priors of ``SigmoidCalibration``: the booster's log-odds as they are."""
+SLOPE, SLOPE_SPREAD = 0.6, 0.1
+OFFSET_SPREAD = 0.05
+"""Prior means and standard deviations of a sigmoid: distances from the base rate's log-odds are kept to 0.6,
+for trees are surer of themselves on the rows they grew on than later ones allow (docs/learning.md)."""
 
 RETURN_BINS = 10
 RETURN_PRIOR_ROWS = 100.0
@@ -92,26 +93,41 @@ def calibration_from_json(value: dict[str, Any]) -> Calibration:
 
 
 def fit_calibration(
-    kind: Literal["sigmoid", "isotonic"], margin: Floats, label: Floats, weight: Floats
+    kind: Literal["sigmoid", "isotonic"], margin: Floats, label: Floats, weight: Floats, *, base_rate: float
 ) -> Calibration:
-    """Fit a calibration to margins (n,), labels (n,) of 0 and 1, and weights (n,)."""
-    return _fit_sigmoid(margin, label, weight) if kind == "sigmoid" else _fit_isotonic(margin, label, weight)
+    """Fit a calibration.
+
+    Args:
+        kind: sigmoid leans on a prior, and so needs fewer rows; isotonic takes any rising shape.
+        margin: (n,) log-odds of the calibrate rows.
+        label: (n,) 0 and 1.
+        weight: (n,) uniqueness: what overlaps counts once.
+        base_rate: share of hits in all that is known of the key, in (0, 1).
+    """
+    if kind == "isotonic":
+        return _fit_isotonic(margin, label, weight)
+    return _fit_sigmoid(margin, label, weight, float(logit(base_rate)))
 
 
-def _fit_sigmoid(margin: Floats, label: Floats, weight: Floats) -> SigmoidCalibration:
-    """Maximum a posteriori: a few hundred overlapping rows may bend the booster's odds, not break them."""
+def _fit_sigmoid(margin: Floats, label: Floats, weight: Floats, base: float) -> SigmoidCalibration:
+    """Maximum a posteriori of log-odds = base + slope * (margin - base) + offset.
+
+    A few hundred overlapping rows may bend the prior; they cannot replace it.
+    """
+    distance = margin - base
 
     def loss(at: Floats) -> tuple[float, Floats]:
         slope, offset = at
-        logit = slope * margin + offset
-        error = weight * (expit(logit) - label)
-        prior = np.array([(slope - 1) / SLOPE_SPREAD**2, offset / OFFSET_SPREAD**2])
-        value = weight @ (np.logaddexp(0, logit) - label * logit)
-        value += ((slope - 1) ** 2 / SLOPE_SPREAD**2 + offset**2 / OFFSET_SPREAD**2) / 2
-        return float(value), prior + np.array([error @ margin, error.sum()])
+        odds = base + slope * distance + offset
+        error = weight * (expit(odds) - label)
+        pull = np.array([(slope - SLOPE) / SLOPE_SPREAD**2, offset / OFFSET_SPREAD**2])
+        value = weight @ (np.logaddexp(0, odds) - label * odds)
+        value += ((slope - SLOPE) * pull[0] + offset * pull[1]) / 2
+        return float(value), pull + np.array([error @ distance, error.sum()])
 
-    found = minimize(loss, x0=[1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(0, None), (None, None)])
-    return SigmoidCalibration(float(found.x[0]), float(found.x[1]))
+    found = minimize(loss, x0=[SLOPE, 0.0], jac=True, method="L-BFGS-B", bounds=[(0, None), (None, None)])
+    slope, offset = map(float, found.x)
+    return SigmoidCalibration(slope, base * (1 - slope) + offset)
 
 
 def _fit_isotonic(margin: Floats, label: Floats, weight: Floats) -> IsotonicCalibration:

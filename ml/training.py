@@ -205,7 +205,10 @@ def fit_key(
 
     booster = load_booster(fitted.ubjson)
     margin = booster_margin(booster, calibrate.features)
-    calibration = fit_calibration(config.calibration, margin, calibrate.label, calibrate.uniqueness)
+    base_rate = float(known.label.mean())
+    calibration = fit_calibration(
+        config.calibration, margin, calibrate.label, calibrate.uniqueness, base_rate=base_rate
+    )
     confidence = calibration.confidence(margin)
     model = Model(
         key=key,
@@ -223,7 +226,7 @@ def fit_key(
             as_of,
             horizon=config.labels.horizon_bars * interval_duration(key.interval),
         ),
-        base_rate=float(known.label.mean()),
+        base_rate=base_rate,
         spans=fitted.times.to_json(),
         rows={name: len(getattr(parts, name)) for name in Split.__slots__},
         config_digest=config.digest(),

@@ -38,25 +38,29 @@ def outcomes(
 
 
 def test_sigmoid_finds_the_slope_and_offset_that_many_outcomes_were_drawn_with() -> None:
-    found = fit_calibration("sigmoid", *outcomes(200_000, slope=0.5, offset=0.3))
+    found = fit_calibration("sigmoid", *outcomes(200_000, slope=0.9, offset=0.3), base_rate=0.5)
 
     assert isinstance(found, SigmoidCalibration)
-    assert found.slope == pytest.approx(0.5, abs=0.03)
+    assert found.slope == pytest.approx(0.9, abs=0.03)
     assert found.offset == pytest.approx(0.3, abs=0.03)
 
 
-def test_sigmoid_of_ten_outcomes_stays_near_the_boosters_own_odds() -> None:
-    found = fit_calibration("sigmoid", np.linspace(-0.5, 0.5, 10), np.ones(10), np.full(10, 0.3))
+def test_sigmoid_of_ten_outcomes_is_the_prior_around_the_base_rate() -> None:
+    found = fit_calibration(
+        "sigmoid", np.linspace(-0.5, 0.5, 10), np.ones(10), np.full(10, 0.3), base_rate=0.6
+    )
 
+    # A margin of the base rate's own log-odds stays the base rate; 0.6 of the distance from it is kept.
+    base = np.log(0.6 / 0.4)
     assert isinstance(found, SigmoidCalibration)
-    assert found.slope == pytest.approx(1.0, abs=0.1)
-    assert found.offset == pytest.approx(0.05, abs=0.05)
+    assert found.slope == pytest.approx(0.6, abs=0.02)
+    assert found.confidence(np.array([base])) == pytest.approx([0.6], abs=0.01)
 
 
 def test_sigmoid_never_turns_the_order_round() -> None:
     margin, label, weight = outcomes(5000, slope=-1.0)
 
-    found = fit_calibration("sigmoid", margin, label, weight)
+    found = fit_calibration("sigmoid", margin, label, weight, base_rate=0.5)
 
     assert isinstance(found, SigmoidCalibration)
     assert found.slope == 0.0
@@ -66,7 +70,7 @@ def test_sigmoid_never_turns_the_order_round() -> None:
 def test_isotonic_is_scikit_learns_inside_and_flat_outside() -> None:
     margin, label, weight = outcomes(500, slope=2.0)
 
-    found = fit_calibration("isotonic", margin, label, weight)
+    found = fit_calibration("isotonic", margin, label, weight, base_rate=0.5)
 
     expected = IsotonicRegression(y_min=0.001, y_max=0.999, out_of_bounds="clip").fit(margin, label)
     wide = np.linspace(-5, 5, 101)
@@ -76,7 +80,7 @@ def test_isotonic_is_scikit_learns_inside_and_flat_outside() -> None:
 @pytest.mark.parametrize("kind", ["sigmoid", "isotonic"])
 def test_confidences_stay_off_certainty_and_survive_json(kind: Kind) -> None:
     margin, label, weight = outcomes(300)
-    found = fit_calibration(kind, margin, label, weight)
+    found = fit_calibration(kind, margin, label, weight, base_rate=0.5)
 
     confidence = found.confidence(np.array([-1e6, 0.0, 1e6]))
 
