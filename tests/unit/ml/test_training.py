@@ -13,10 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from feeds import samples
 from ml.artifact import Model, sha256_hex, to_bytes
+from ml.candles import resample
 from ml.config import TrainingConfig
+from ml.dataset import build_rows
 from ml.errors import TrainingRefused
 from ml.keys import REGIMES, ModelKey
+from ml.noise import clean
 from ml.promotion import decide
 from ml.rows import SignalRows
 from ml.training import Challenger, FittedBooster, fit_booster, fit_key, judge, own_rows, pool_rows
@@ -109,7 +113,9 @@ def test_a_stored_fit_gives_the_model_that_the_fresh_one_gives(make_rows: MakeRo
 IN_ANOTHER_PROCESS = """
 import sys
 from datetime import UTC, datetime
+from feeds import samples
 from ml.artifact import Model, sha256_hex, to_bytes
+from ml.candles import resample
 from ml.config import TrainingConfig
 from ml.keys import ModelKey
 from ml.training import fit_booster, fit_key
@@ -265,3 +271,31 @@ def test_a_feature_that_never_changes_is_refused_by_name_but_the_regimes_own_may
     assert "feature_4" in detail
     names = (*rows.feature_names[:4], "regime_trending", rows.feature_names[5])
     assert trained(replace(rows, feature_names=names)).evaluation.rows > 0
+
+
+@pytest.fixture(scope="module")
+def bitcoin() -> SignalRows:
+    """Signals of two years of real hourly candles."""
+    candles = resample(samples.load("BTCUSDT", now=AS_OF), "1h")
+    return build_rows(clean(candles).candles, symbol="BTCUSDT", config=CONFIG.labels)
+
+
+def test_real_candles_teach_something_and_shuffled_outcomes_of_them_nothing(bitcoin: SignalRows) -> None:
+    order = np.random.default_rng(5).permutation(np.flatnonzero(bitcoin.labelled))
+    label, gross = bitcoin.label.copy(), bitcoin.gross_return_atr.copy()
+    label[np.sort(order)], gross[np.sort(order)] = label[order], gross[order]
+
+    real = trained(bitcoin).evaluation
+    shuffled = trained(replace(bitcoin, label=label, gross_return_atr=gross)).evaluation
+
+    assert real.rows > 4000
+    assert real.auc.low is not None
+    assert real.auc.low > 0.52
+    assert real.brier_skill.low is not None
+    assert real.brier_skill.low > 0
+    skill = (shuffled.auc.low or 0) > 0.5 and (shuffled.brier_skill.low or -1) > 0
+    assert not skill
+    # After fees the average signal loses: its hit rate is below what breaks even.
+    assert real.net_return_atr.high is not None
+    assert real.net_return_atr.high < 0
+    assert real.base_rate < (real.break_even_hit_rate.value or 0)
