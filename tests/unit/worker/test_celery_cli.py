@@ -104,7 +104,7 @@ def test_call_that_a_worker_could_do_passes(app: Celery, args: list[Any], kwargs
         ("tasks.example", ["BTCUSDT", "trending", "1h", "x", "y"], {}, "too many positional arguments"),
         ("tasks.example", ["BTCUSDT", "trending"], {"sybmol": "X"}, "unexpected keyword argument 'sybmol'"),
         (
-            "tasks.train",
+            "tasks.example",
             ["BTCUSDT", "bogus"],
             {},
             "regime: 'bogus' is not accepted; expected one of trending",
