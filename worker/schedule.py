@@ -109,6 +109,7 @@ class Schedule:
         """
         ModelKey(symbol, interval or "1h", regime)
         when = parse_cron(cron)
+        when.app = self._app
         name = entry_name(symbol, regime, interval)
         definition = {
             "name": name,
@@ -236,7 +237,7 @@ class Schedule:
         pipe.multi()
         for name, definition in wanted.items():
             if "definition" in stored[name]:
-                definition["enabled"] = _decoded(stored[name]["definition"])["enabled"]
+                definition["enabled"] = self._decoded(stored[name]["definition"])["enabled"]
             self._write(pipe, definition, stored[name].get("meta"))
         for name in seeded - self._shipped.keys():
             pipe.srem(self._conf.statics_key, name)
@@ -249,7 +250,7 @@ class Schedule:
     def _enable(self, name: str, enabled: bool) -> None:
         def write(pipe: Any) -> None:
             definition, meta = pipe.hmget(self._key(name), "definition", "meta")
-            changed = _decoded(definition) | {"enabled": enabled}
+            changed = self._decoded(definition) | {"enabled": enabled}
             pipe.multi()
             self._write(pipe, changed, meta if not enabled else None)
 
@@ -269,6 +270,11 @@ class Schedule:
     def _redbeat_entry(self, definition: dict[str, Any], last_sent: datetime | None) -> RedBeatSchedulerEntry:
         return RedBeatSchedulerEntry(app=self._app, last_run_at=last_sent, **definition)
 
+    def _decoded(self, definition: str) -> dict[str, Any]:
+        decoded: dict[str, Any] = json.loads(definition, cls=RedBeatJSONDecoder)
+        decoded["schedule"].app = self._app  # its clock and zone; else those of Celery's current application
+        return decoded
+
     def _shipped_definition(self, name: str) -> dict[str, Any]:
         return {"name": name, "args": [], "kwargs": {}, "options": {}, "enabled": True, **self._shipped[name]}
 
@@ -287,7 +293,7 @@ class Schedule:
         )
 
     def _entry(self, fields: dict[str, str], changes: dict[str, str]) -> Entry:
-        definition = _decoded(fields["definition"])
+        definition = self._decoded(fields["definition"])
         name, meta = definition["name"], fields.get("meta")
         changed: Literal["shipped", "changed"] = "changed" if name in changes else "shipped"
         return Entry(
@@ -352,11 +358,6 @@ def _period(when: crontab) -> timedelta:
     second = _next_run(when, first)
     assert first is not None and second is not None
     return second - first
-
-
-def _decoded(definition: str) -> dict[str, Any]:
-    decoded: dict[str, Any] = json.loads(definition, cls=RedBeatJSONDecoder)
-    return decoded
 
 
 def _last_run(meta: str | None) -> datetime | None:
