@@ -45,10 +45,17 @@ def put(
         sha256=sha256, kind=kind, address=address, body=body, size=len(body), details=metadata
     )
     if address is None:
-        session.execute(new.on_conflict_do_nothing(index_elements=[Artifact.sha256]))
+        # A body that was damaged is mended by the one whose sha256 was just checked.
+        session.execute(
+            new.on_conflict_do_update(
+                index_elements=[Artifact.sha256], set_={"body": body}, where=Artifact.body != body
+            )
+        )
     else:
         session.execute(
-            new.on_conflict_do_update(index_elements=[Artifact.sha256], set_={"address": address})
+            new.on_conflict_do_update(
+                index_elements=[Artifact.sha256], set_={"address": address, "body": body}
+            )
         )
 
 

@@ -9,7 +9,7 @@ writes next, and raises.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
@@ -44,6 +44,7 @@ __all__ = [
 
 NOW: Final = sa.func.clock_timestamp()
 LOST: Final = "lost its worker"
+NOT_BEGUN: Final[dict[str, object]] = {"stage": None, "progress": 0.0, "fit_address": None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +80,7 @@ def enqueue(
         insert(TrainingJob)
         .values(
             id=job_id,
-            symbol=key.symbol,
-            interval=key.interval,
-            regime=key.regime,
+            **asdict(key),
             reason=reason,
             requested_by=requested_by,
             as_of=as_of,
@@ -122,7 +121,8 @@ def claim(session: Session, job_id: str, *, owner: str, lease: timedelta) -> Cla
     """Take the job, unless it has ended or its key is being trained. Of any number at once, one gets it.
 
     An expired lease is taken over, whether this job's or another's of the key; that other one goes
-    back to the queue for the next sweep to send, or fails after its last attempt.
+    back to the queue for the next sweep to send, or fails after its last attempt. A job whose key waits
+    at a later data cut, too, ends as superseded: after an outage only the newest is worth doing.
 
     Raises:
         LookupError: no such job.
@@ -149,6 +149,10 @@ def claim(session: Session, job_id: str, *, owner: str, lease: timedelta) -> Cla
         _end_run(session, running, counts=True, enqueued_at=None)
         if running.state in FINISHED_STATES and running.id == job_id:
             return Finished(job=running)
+    if newer := _newer_queued(session, job):
+        supersede(session, job_id, by_job=newer)
+        session.refresh(job)
+        return Finished(job=job)
     token = session.scalar(FENCING_TOKENS.next_value())
     assert token is not None
     _update(
@@ -160,10 +164,8 @@ def claim(session: Session, job_id: str, *, owner: str, lease: timedelta) -> Cla
         started_at=NOW,
         heartbeat_at=NOW,
         lease_expires_at=NOW + lease,
-        stage=None,
-        progress=0.0,
         stages=[],
-        fit_address=None,
+        **NOT_BEGUN,
     )
     return Claimed(job=job, fencing_token=token)
 
@@ -277,16 +279,16 @@ def release(session: Session, job_id: str, token: int) -> None:
     _end_run(session, require_lease(session, job_id, token), counts=False, enqueued_at=NOW)
 
 
-def supersede(session: Session, job_id: str, by: Held) -> None:
-    """End a queued job because another one trains its key, and record which."""
+def supersede(session: Session, job_id: str, *, by_job: str, owner: str | None = None) -> None:
+    """End a queued job because another one trains its key, or came later; record which."""
     session.execute(
         sa.update(TrainingJob)
-        .where(TrainingJob.id == job_id, TrainingJob.state == "queued", TrainingJob.id != by.by_job)
+        .where(TrainingJob.id == job_id, TrainingJob.id != by_job, TrainingJob.state == "queued")
         .values(
             state="superseded",
-            superseded_by=by.by_job,
+            superseded_by=by_job,
             finished_at=NOW,
-            outcome={"superseded_by": by.by_job, "owner": by.by_owner, "since": by.since.isoformat()},
+            outcome={"superseded_by": by_job, "owner": owner},
         )
         .execution_options(synchronize_session=False)
     )
@@ -340,6 +342,15 @@ def _now(session: Session) -> datetime:
     return now
 
 
+def _newer_queued(session: Session, job: TrainingJob) -> str | None:
+    query = sa.select(TrainingJob.id).order_by(TrainingJob.queued_at.desc()).limit(1)
+    return session.scalar(
+        query.where(
+            *TrainingJob.of_key(job.key), TrainingJob.state == "queued", TrainingJob.as_of > job.as_of
+        )
+    )
+
+
 def _expired(session: Session, job: TrainingJob) -> bool:
     return job.lease_expires_at is not None and job.lease_expires_at <= _now(session)
 
@@ -355,16 +366,8 @@ def _end_run(
         ended = {"outcome": outcome, "finished_at": NOW, "lease_expires_at": None}
         _update(session, job, state="failed", attempts=attempts, **ended)
     else:
-        _update(
-            session,
-            job,
-            state="queued",
-            attempts=attempts,
-            enqueued_at=enqueued_at,
-            lease_expires_at=None,
-            stage=None,
-            progress=0.0,
-        )
+        again = {"attempts": attempts, "enqueued_at": enqueued_at, "lease_expires_at": None}
+        _update(session, job, state="queued", **again, **NOT_BEGUN)
 
 
 def _update(session: Session, job: TrainingJob, **values: object) -> None:

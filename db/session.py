@@ -12,7 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from ml.errors import StoreUnavailable
+from ml.errors import StoreFull, StoreUnavailable
 
 __all__ = ["create_engine", "transaction"]
 
@@ -40,6 +40,8 @@ def create_engine(url: str, *, application_name: str, pooled: bool = True) -> sa
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
+            # Keepalives wait while sent data is unacknowledged; this bounds that wait, too.
+            "tcp_user_timeout": 25_000,  # ms
             # PostgreSQL may be set to local time; rows are compared and printed in UTC.
             "options": "-c timezone=UTC",
         },
@@ -54,6 +56,7 @@ def transaction(engine: sa.Engine) -> Iterator[Session]:
     Objects stay readable after the commit.
 
     Raises:
+        StoreFull: the disk or memory is used up, or a limit of PostgreSQL's is passed.
         StoreUnavailable: PostgreSQL did not answer, ended the connection, or gave the transaction
             up (deadlock, time-out): nothing was committed, unless the connection broke during
             COMMIT itself, when nobody knows; so what the block does must bear a second run.
@@ -62,12 +65,14 @@ def transaction(engine: sa.Engine) -> Iterator[Session]:
         with Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
     except (OperationalError, InterfaceError, PoolTimeout) as error:
-        raise StoreUnavailable(_reason(error)) from error
+        raise _failure(error.orig if isinstance(error, DBAPIError) else error) from error
     except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:  # COPY goes past SQLAlchemy
-        raise StoreUnavailable(str(error).strip()) from error
+        raise _failure(error) from error
 
 
-def _reason(error: Exception) -> str:
-    """The driver's own words: SQLAlchemy's hold the statement and its parameters as well."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return str(cause).strip()
+def _failure(error: BaseException | None) -> StoreFull | StoreUnavailable:
+    """Which of ours the driver's error is, in its own words: SQLAlchemy's hold the parameters as well."""
+    # https://www.postgresql.org/docs/current/errcodes-appendix.html: resources used up, limits passed.
+    code = getattr(error, "pgcode", None) or ""
+    lasting = code.startswith(("53", "54")) and code != "53300"  # too many connections pass
+    return (StoreFull if lasting else StoreUnavailable)(str(error).strip())

@@ -17,6 +17,7 @@
         ├── ServersMissing           no server is configured or running
         ├── ArtifactCorrupt          bytes do not match their sha256
         ├── AuditChainBroken         the audit log was changed by hand
+        ├── StoreFull                PostgreSQL has no disk or memory left
         └── SchemaOutdated           the database lacks a migration
 
 All arguments are positional and JSON-able, so that Celery's JSON result backend can send an
@@ -40,6 +41,7 @@ __all__ = [
     "SchemaOutdated",
     "ServersMissing",
     "StopForOperator",
+    "StoreFull",
     "StoreUnavailable",
     "TrainingRefused",
 ]
@@ -146,6 +148,10 @@ class ArtifactCorrupt(StopForOperator):
 
 class AuditChainBroken(StopForOperator):
     """A row of the audit log was changed, removed or inserted by hand."""
+
+
+class StoreFull(StopForOperator):
+    """PostgreSQL has no disk or memory left, or a limit of its own is passed."""
 
 
 class SchemaOutdated(StopForOperator):

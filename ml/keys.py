@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
 
-from ml.errors import KeyRejected
+from ml.errors import InputRejected, KeyRejected
 
 __all__ = [
     "ALL_REGIMES",
@@ -15,6 +15,7 @@ __all__ = [
     "MODEL_REGIMES",
     "REGIMES",
     "ModelKey",
+    "check_note",
     "check_regime",
     "check_symbol",
     "interval_duration",
@@ -38,7 +39,19 @@ INTERVALS: dict[str, timedelta] = {
     "1d": timedelta(days=1),
 }
 
+NOTE_CHARACTERS = 200
 _SYMBOL = re.compile(r"[A-Z0-9]{2,24}")
+
+
+def check_note(field: str, note: object) -> str:
+    """Return ``note`` if it is a short printable text, such as a job's reason; empty is fine.
+
+    Raises:
+        InputRejected: for anything else; names ``field``.
+    """
+    if not isinstance(note, str) or len(note) > NOTE_CHARACTERS or not (note.isprintable() or not note):
+        raise InputRejected(field, note, f"printable text of at most {NOTE_CHARACTERS} characters")
+    return note
 
 
 def check_symbol(symbol: object) -> str:

@@ -21,13 +21,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import celery
+import kombu.exceptions
+import redis
 import structlog
 from celery.exceptions import Ignore, Reject, Retry
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from db.session import create_engine, transaction
-from ml.errors import AlphaPlusError, InputRejected, RetryLater, StopForOperator
+from ml.errors import AlphaPlusError, BrokerUnavailable, InputRejected, RetryLater, StopForOperator
 from runtime.clock import Clock
 from runtime.queues import DEAD_LETTER
 from runtime.settings import Settings
@@ -35,6 +37,12 @@ from runtime.settings import Settings
 __all__ = ["Resources", "Task"]
 
 BACKOFF_CAP_SECONDS = 60.0
+BROKER_ERRORS = (
+    kombu.exceptions.OperationalError,
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+)
+"""What Celery and redis-py raise where the broker is away."""
 
 log = structlog.get_logger(__name__)
 
@@ -110,10 +118,11 @@ class Task(celery.Task):
             return super().__call__(*args, **kwargs)
         except (Retry, Ignore, Reject):
             raise
-        except RetryLater as error:
+        except (RetryLater, *BROKER_ERRORS) as error:
             countdown = backoff_seconds(self.request.retries)
             log.warning("task_retried", error=str(error), retries=self.request.retries, countdown=countdown)
-            raise self.retry(exc=error, countdown=countdown) from error
+            transient = error if isinstance(error, RetryLater) else BrokerUnavailable(str(error))
+            raise self.retry(exc=transient, countdown=countdown) from error
         except InputRejected as error:
             log.warning("input_rejected", **error.as_json())
             raise
@@ -150,4 +159,4 @@ class Task(celery.Task):
 
 def backoff_seconds(retries: int) -> float:
     """Exponential backoff with full jitter over its upper half: 1, 2, 4 … 60 s, times 0.5 to 1."""
-    return min(BACKOFF_CAP_SECONDS, 2.0**retries) * random.uniform(0.5, 1.0)
+    return min(BACKOFF_CAP_SECONDS, 2.0 ** min(retries, 10)) * random.uniform(0.5, 1.0)

@@ -10,7 +10,7 @@ __all__ = ["make_clock"]
 
 def make_clock(settings: Settings) -> Clock:
     """The wall's, or where a replay's start is set that replay's, shared through Redis."""
-    if settings.replay_start is None:
+    if settings.clock == "wall" or settings.replay_start is None:
         return WallClock()
     from worker.replay import replay_position
 

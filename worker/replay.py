@@ -31,7 +31,7 @@ def replay_position(redis_url: str) -> Callable[[], datetime | None]:
     def read() -> datetime | None:
         try:
             text = client.get(POSITION_KEY)
-        except redis.exceptions.ConnectionError as error:
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
             raise BrokerUnavailable(f"cannot read the replay's position: {error}") from error
         return None if text is None else datetime.fromisoformat(str(text))
 

@@ -116,7 +116,7 @@ class Schedule:
             "task": "tasks.train",
             "args": [symbol, regime],
             "kwargs": {"reason": SCHEDULED} | ({"interval": interval} if interval else {}),
-            "options": {"queue": TRAINING, "expires": _period(when).total_seconds()},
+            "options": {"queue": TRAINING},
             "schedule": when,
             "enabled": True,
         }
@@ -350,14 +350,6 @@ def _next_run(when: Any, last: datetime | None) -> datetime | None:
     else:
         due = last + when.run_every
     return due.astimezone(UTC)
-
-
-def _period(when: crontab) -> timedelta:
-    """The time from the next run to the one after it."""
-    first = _next_run(when, when.now())
-    second = _next_run(when, first)
-    assert first is not None and second is not None
-    return second - first
 
 
 def _last_run(meta: str | None) -> datetime | None:

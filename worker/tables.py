@@ -53,7 +53,9 @@ def table(*columns: str) -> Table:
     for column in columns:
         justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
         # Only text that is a sentence may be wrapped.
-        made.add_column(column.removeprefix(">"), justify=justify, no_wrap=column not in {"Outcome", "Why"})
+        made.add_column(
+            column.removeprefix(">"), justify=justify, no_wrap=column not in {"Outcome", "Source", "Why"}
+        )
     return made
 
 

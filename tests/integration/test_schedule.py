@@ -99,10 +99,10 @@ def test_entry_of_another_interval_stands_beside_the_default_one(stored: Schedul
     assert len(stored.entries()) == 3
 
 
-def test_message_of_an_added_entry_expires_when_the_next_one_comes(app: Celery, stored: Schedule) -> None:
+def test_message_of_an_added_training_never_expires(app: Celery, stored: Schedule) -> None:
     stored.add("SOLUSDT", "trending", "*/5 * * * *")
     entry = Scheduler(app).Entry.from_key("alphaplus:beat:train-SOLUSDT-trending", app=app)
-    assert entry.options == {"queue": "training", "expires": 300.0}
+    assert entry.options == {"queue": "training"}
 
 
 def test_changed_cron_of_a_shipped_entry_is_not_overwritten_at_a_restart(

@@ -33,8 +33,6 @@ CHUNK_CANDLES = 100_000
 SAMPLE_RESAMPLED_TO = "1h"
 PROGRESS_AFTER_SECONDS = 1.0
 SOURCE_CHARACTERS = 200
-PIPE_COLUMNS = 160
-"""Width of a table that no terminal shows."""
 
 Step = Callable[[str, float | None], None]
 """Shows what is being done, and the share of it that is done (None: unknown)."""
@@ -181,7 +179,7 @@ def list_series(as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     _show_table(
-        ("symbol", "interval", ">candles", ">revisions", "first", "last", "source"),
+        ("Symbol", "Interval", ">Candles", ">Revised", "First", "Last", "Source"),
         [
             (
                 one.symbol,
@@ -217,7 +215,7 @@ def gaps(symbol: str, interval: str | None, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     _show_table(
-        ("symbol", "interval", "from", "to", ">missing", "source"),
+        ("Symbol", "Interval", "From", "To", ">Missing", "Source"),
         [(symbol, interval, _minute(gap.start), _minute(gap.end), str(gap.missing), source) for gap in found],
         empty=f"{symbol} {interval} has no gaps.",
     )
@@ -377,15 +375,13 @@ def _show_table(header: tuple[str, ...], rows: list[tuple[str, ...]], *, empty: 
     if not rows:
         click.echo(empty)
         return
-    from rich.console import Console
-    from rich.table import Table
+    # Imported where it is needed: the tables know the models, and an import of candles does not.
+    from worker.tables import console, table
 
-    table = Table()
-    for name in header:
-        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
+    made = table(*header)
     for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False).print(table)
+        made.add_row(*row)
+    console().print(made)
 
 
 def _minute(moment: datetime) -> str:

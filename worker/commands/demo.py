@@ -43,7 +43,6 @@ TRAIN_SECONDS = 600.0
 STOP_SECONDS = 60.0
 POLL_SECONDS = 0.25
 NOT_SET = ("DATABASE_URL", "REDIS_URL", "CLOCK", "REPLAY_START")
-MARKER = "demo"
 
 
 @click.command()
@@ -83,7 +82,7 @@ def _refuse_real_system(settings: Settings) -> None:
             f"{PREFIX}DATABASE_URL and {PREFIX}REDIS_URL are set; the demo starts its own servers: unset both"
         )
     folder = settings.data_dir
-    if (folder / "servers.json").exists() and not (folder / MARKER).exists():
+    if (folder / "postgres.json").exists() and not (folder / MARKER).exists():
         raise StopForOperator(
             f"{folder} holds a system that is no demo; set {PREFIX}DATA_DIR to another folder"
         )
@@ -200,6 +199,8 @@ def _follow(console: Console, engine: Engine, ids: dict[ModelKey, str]) -> None:
                     if job is None:
                         continue
                     ended = job.state in FINISHED_STATES
+                    if ended and job.state != "succeeded":
+                        raise StopForOperator(f"{job.key}: {job.state}, {job.outcome}")
                     progress.update(
                         bars[job_id],
                         completed=1.0 if ended else job.progress,

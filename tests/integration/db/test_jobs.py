@@ -200,8 +200,8 @@ def test_superseded_job_says_who_trains_its_key(engine: Engine) -> None:
     claimed(engine, running)
     held = claim(engine, late, owner="worker-2")
     with transaction(engine) as session:
-        jobs.supersede(session, late, held)
-        jobs.supersede(session, running, held)  # a job is not superseded by itself
+        jobs.supersede(session, late, by_job=held.by_job, owner=held.by_owner)
+        jobs.supersede(session, running, by_job=held.by_job)  # a job is not superseded by itself
     found = job(engine, late)
     assert (found.state, found.superseded_by) == ("superseded", running)
     assert found.outcome is not None
@@ -315,6 +315,20 @@ def test_recent_jobs_come_newest_first_by_key_and_state(engine: Engine) -> None:
         assert [found.id for found in jobs.recent(session, 2)] == [third, second]
         assert [found.id for found in jobs.recent(session, 9, key=KEY)] == [third, first]
         assert [found.id for found in jobs.recent(session, 9, state="running")] == [second]
+
+
+def test_a_job_of_an_older_cut_makes_way_for_the_newer_one_that_waits(engine: Engine) -> None:
+    """A worker that was away for days finds a backlog of the same key: it trains once."""
+    yesterday, today = enqueue(engine), enqueue(engine)
+    with transaction(engine) as session:
+        later = TrainingJob.as_of + timedelta(days=1)
+        session.execute(sa.update(TrainingJob).where(TrainingJob.id == today).values(as_of=later))
+
+    stale = claim(engine, yesterday)
+
+    assert isinstance(stale, jobs.Finished)
+    assert (stale.job.state, stale.job.superseded_by) == ("superseded", today)
+    claimed(engine, today)
 
 
 def test_index_allows_no_second_running_job_of_a_key_even_by_hand(engine: Engine) -> None:
