@@ -60,19 +60,18 @@ def make_reference(
         names: F column names.
         importance: (F,), adds to 1.
     """
-    ordered = np.sort(features, axis=0)
-    kept = np.linspace(0, len(ordered) - 1, min(len(ordered), MAX_SAMPLE)).round().astype(np.intp)
-    ranks = np.ceil(np.arange(1, BINS) * len(ordered) / BINS).astype(np.intp) - 1
+    n = len(features)
+    kept = np.linspace(0, n - 1, min(n, MAX_SAMPLE)).round().astype(np.intp)
+    ranks = np.ceil(np.arange(1, BINS) * n / BINS).astype(np.intp) - 1
     made = []
-    for column, name in enumerate(names):
-        values = np.ascontiguousarray(ordered[:, column])
+    for column, (name, values) in enumerate(zip(names, _ordered(features), strict=True)):
         quantiles = values[ranks]
         edges = np.unique(quantiles[~np.isnan(quantiles)])
         # The largest value is no edge: nothing lies above it, so its bin would be empty for ever.
         edges = edges[edges != values[-1]]
         shares = _shares(values, edges)
         made.append(FeatureReference(name, values[kept], edges, shares, float(importance[column])))
-    return Reference(tuple(made), len(features))
+    return Reference(tuple(made), n)
 
 
 def ks_statistic(reference: NDArray[np.floating], current: NDArray[np.floating]) -> float:
@@ -125,14 +124,20 @@ def drift_score(reference: Reference, current: NDArray[np.float32]) -> float | N
     """
     if len(current) == 0:
         return None
-    ordered = np.sort(current, axis=0)
     return float(
         sum(
-            feature.importance * ks_statistic(feature.sample, np.ascontiguousarray(ordered[:, column]))
-            for column, feature in enumerate(reference.features)
+            feature.importance * ks_statistic(feature.sample, values)
+            for feature, values in zip(reference.features, _ordered(current), strict=True)
             if feature.importance > 0
         )
     )
+
+
+def _ordered(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(F, n): each column of (n, F) in one piece, ascending, NaN last."""
+    columns = np.array(features.T, order="C")
+    columns.sort(axis=1)
+    return columns
 
 
 def _shares(ordered: NDArray[np.float32], edges: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -145,9 +145,10 @@ def evaluate(
         "net_label": net * label,
     }
     scores = (_ScoreOrder(confidence, label), _ScoreOrder(rows.pattern_confidence, label))
-    point = _statistics(np.ones((1, len(rows))), columns, scores)
+    table = np.column_stack(list(columns.values()))
+    point = _statistics(np.ones((1, len(rows))), tuple(columns), table, scores)
     parts = [
-        _statistics(weights, columns, scores)
+        _statistics(weights, tuple(columns), table, scores)
         for weights in block_multiplicities(rows.close_time, block=block, samples=samples, seed=seed)
     ]
     estimates = {
@@ -226,10 +227,10 @@ class _ScoreOrder:
 
 
 def _statistics(
-    weights: Floats, columns: dict[str, Floats], scores: tuple[_ScoreOrder, _ScoreOrder]
+    weights: Floats, names: tuple[str, ...], table: Floats, scores: tuple[_ScoreOrder, _ScoreOrder]
 ) -> dict[str, Floats]:
-    """Every metric of every resample; each of shape (b,)."""
-    total = dict(zip(columns, (weights @ np.column_stack(list(columns.values()))).T, strict=True))
+    """Every metric of every resample, of shape (b,): from weights (b, n) and a table (n, len(names))."""
+    total = dict(zip(names, (weights @ table).T, strict=True))
     misses = total["rows"] - total["label"]
     win = _ratio(total["net_label"], total["label"])
     loss = _ratio(total["net"] - total["net_label"], misses)
