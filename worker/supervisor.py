@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 __all__ = ["Program", "Supervisor"]
 
 POLL_SECONDS = 0.1
+LAST_WORDS_SECONDS = 1.0
 OTHERS_SECONDS = 1.0
 BACKOFF_CAP_SECONDS = 30.0
 HEALTHY_SECONDS = 60.0
@@ -86,6 +87,9 @@ class Supervisor:
         if exit_code is None:
             return
         self._kill_group(child.process)  # what it left behind
+        if child.reader is not None:
+            # Its last words before ours; bounded, for a grandchild in a group of its own may hold the pipe.
+            child.reader.join(LAST_WORDS_SECONDS)
         child.failures = 0 if now - child.started >= HEALTHY_SECONDS else child.failures + 1
         delay = min(BACKOFF_CAP_SECONDS, 2.0 ** (child.failures - 1)) if child.failures else 0.0
         self._write(child.program.name, f"ended with {exit_code}; starts again in {delay:g} s")
