@@ -22,9 +22,11 @@ from typing import Any
 
 from ml.errors import StopForOperator
 
-__all__ = ["POSTGRES_MAJOR", "ServerHome", "ServerUser", "find_home"]
+__all__ = ["DEMO_MARKER", "POSTGRES_MAJOR", "ServerHome", "ServerUser", "find_home"]
 
 POSTGRES_MAJOR = 18
+DEMO_MARKER = "demo"
+"""A file in the data folder of a demo, whose clock is a replay and whose candles are old."""
 ROOT_STATE = Path("/var/lib/alphaplus")
 """For root, where its own data folder cannot be reached by the servers' user."""
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from ml.errors import StopForOperator
 from ml.keys import ALL_REGIMES, ModelKey
 from runtime.settings import PREFIX, Settings, load_settings, servers_configured
+from worker.server_home import DEMO_MARKER
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -82,12 +83,12 @@ def _refuse_real_system(settings: Settings) -> None:
             f"{PREFIX}DATABASE_URL and {PREFIX}REDIS_URL are set; the demo starts its own servers: unset both"
         )
     folder = settings.data_dir
-    if (folder / "postgres.json").exists() and not (folder / MARKER).exists():
+    if (folder / "postgres.json").exists() and not (folder / DEMO_MARKER).exists():
         raise StopForOperator(
             f"{folder} holds a system that is no demo; set {PREFIX}DATA_DIR to another folder"
         )
     folder.mkdir(parents=True, exist_ok=True, mode=0o711)
-    (folder / MARKER).touch()
+    (folder / DEMO_MARKER).touch()
 
 
 @contextlib.contextmanager

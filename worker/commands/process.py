@@ -29,6 +29,7 @@ from worker.processes import (
     worker_argv,
     worker_environment,
 )
+from worker.server_home import DEMO_MARKER
 from worker.supervisor import Program, Supervisor
 
 __all__ = ["beat", "flower", "up", "worker"]
@@ -80,6 +81,7 @@ def up() -> None:
     ALPHAPLUS_REDIS_URL name others, brings the database to this version's schema, and restarts what dies.
     """
     settings = load_settings()
+    _refuse_demo(settings)
     console = Console(highlight=False, soft_wrap=True)
     stop = threading.Event()
     with _only_one(settings.data_dir), _stops(stop), _servers(settings, console) as look_after_servers:
@@ -93,6 +95,15 @@ def up() -> None:
         Supervisor(programs, write, stop_seconds=STOP_SECONDS).run(stop, look_after_servers)
         console.print("Stopping the servers.")
     console.print("Stopped.")
+
+
+def _refuse_demo(settings: Settings) -> None:
+    """The demo's data is of 2019: a system on the wall's clock would add today's candles to it."""
+    if settings.clock == "wall" and (settings.data_dir / DEMO_MARKER).exists():
+        raise StopForOperator(
+            f"{settings.data_dir} holds the demo; look at it again with `alphaplus demo`, or set "
+            "ALPHAPLUS_DATA_DIR to another folder (or delete this one) for a system of your own"
+        )
 
 
 def _require_servers(settings: Settings) -> None:
