@@ -121,13 +121,15 @@ def _fit_sigmoid(margin: Floats, label: Floats, weight: Floats, base: float) -> 
         odds = base + slope * distance + offset
         error = weight * (expit(odds) - label)
         pull = np.array([(slope - SLOPE) / SLOPE_SPREAD**2, offset / OFFSET_SPREAD**2])
-        value = weight @ (np.logaddexp(0, odds) - label * odds)
+        # Sums by NumPy: a product of matrices gives other last digits on another kind of processor.
+        value = np.sum(weight * (np.logaddexp(0, odds) - label * odds))
         value += ((slope - SLOPE) * pull[0] + offset * pull[1]) / 2
-        return float(value), pull + np.array([error @ distance, error.sum()])
+        return float(value), pull + np.array([np.sum(error * distance), error.sum()])
 
     found = minimize(loss, x0=[SLOPE, 0.0], jac=True, method="L-BFGS-B", bounds=[(0, None), (None, None)])
-    slope, offset = map(float, found.x)
-    return SigmoidCalibration(slope, base * (1 - slope) + offset)
+    # What the optimiser's own matrix products leave different is rounded away.
+    slope, offset = (round(float(value), 6) for value in found.x)
+    return SigmoidCalibration(slope, round(base * (1 - slope) + offset, 6))
 
 
 def _fit_isotonic(margin: Floats, label: Floats, weight: Floats) -> IsotonicCalibration:

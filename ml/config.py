@@ -15,7 +15,7 @@ __all__ = ["FitConfig", "GateConfig", "LabelConfig", "SplitConfig", "TrainingCon
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class LabelConfig(_Frozen):
@@ -50,9 +50,9 @@ class FitConfig(_Frozen):
 
     n_estimators: int = Field(400, ge=1, le=400)
     max_depth: int = Field(5, ge=1, le=5)
-    learning_rate: float = Field(0.02, gt=0, le=0.3)
-    subsample: float = Field(0.5, gt=0, le=1)
-    colsample_bytree: float = Field(0.5, gt=0, le=1)
+    learning_rate: float = Field(0.02, gt=0, le=0.05)
+    subsample: float = Field(0.5, gt=0, le=0.9)
+    colsample_bytree: float = Field(0.5, gt=0, le=0.9)
     reg_lambda: float = Field(1.0, ge=0)
     min_child_weight: float = Field(50.0, ge=0, description="near 200 rows a leaf")
     max_bin: int = Field(256, ge=16, le=1024)

@@ -37,7 +37,12 @@ SIGNAL_FEATURE_NAMES = ("direction", "pattern_count", *(f"regime_{name}" for nam
 ROW_FEATURE_NAMES = (*FEATURE_NAMES, *SIGNAL_FEATURE_NAMES)
 """Columns of ``SignalRows.features``."""
 
+ROWS_VERSION = 1
+"""Raise it with any change to what a row holds that its features' names do not show: noise limits, regime
+rules, labels, a formula. Fits made of other rows are then not found any more."""
+
 FEATURE_SET = (
+    f"rows {ROWS_VERSION}",
     *(f"{feature.name}: {feature.source}, {feature.oriented}" for feature in FEATURES),
     *SIGNAL_FEATURE_NAMES,
     *PATTERN_NAMES,
@@ -63,22 +68,32 @@ class Market:
     """(n,) ATR(14), price units."""
 
 
-def check_candles(candles: Candles, config: SplitConfig) -> None:
+def check_candles(candles: Candles, config: SplitConfig, *, symbol: str, dropped: int = 0) -> None:
     """Refuse candles that cannot carry a model, before anything is computed from them.
+
+    Args:
+        candles: what is left after the noise filter.
+        config: ``max_missing_candle_share`` is read.
+        symbol: named in the refusal.
+        dropped: how many the noise filter took; they count as missing.
 
     Raises:
         TrainingRefused: ``no_candles``; or ``gaps``, where over ``max_missing_candle_share`` of the candles
             between the first and the last are missing.
     """
+    name = f"{symbol} {candles.interval}"
     if len(candles) == 0:
-        raise TrainingRefused("no_candles", "0 candles are known at the data cut, at least 1 is needed")
+        raise TrainingRefused(
+            "no_candles",
+            f"{name}: 0 candles are left of {dropped} known at the data cut, at least 1 is needed",
+        )
     missing = sum(gap.missing for gap in find_gaps(candles))
     share = missing / (len(candles) + missing)
     if share > config.max_missing_candle_share:
         raise TrainingRefused(
             "gaps",
-            f"{missing} of {len(candles) + missing} candles are missing ({share:.2%}), "
-            f"at most {config.max_missing_candle_share:.2%} may be: import what is missing",
+            f"{name}: {missing} of {len(candles) + missing} candles are missing ({share:.2%}; {dropped} "
+            f"dropped as noise), at most {config.max_missing_candle_share:.2%} may be: import the rest",
         )
 
 
@@ -106,8 +121,17 @@ def row_features(
     return np.column_stack([turned, direction, np.bitwise_count(patterns), regime]).astype(np.float32)
 
 
-def label_signals(market: Market, *, symbol: str, config: LabelConfig) -> SignalRows:
+def label_signals(
+    market: Market, *, symbol: str, config: LabelConfig, traded: Candles | None = None
+) -> SignalRows:
     """One row for each pattern signal that has a regime, with its outcome as far as it is known.
+
+    Args:
+        market: of the cleaned candles, which signals and features are read from.
+        symbol: whose.
+        config: barriers and costs.
+        traded: the candles before the noise filter, on which outcomes are walked: a crash that looks like
+            noise stopped the trade all the same. By default the market's own.
 
     Raises:
         KeyRejected: ``symbol`` cannot name one.
@@ -117,7 +141,9 @@ def label_signals(market: Market, *, symbol: str, config: LabelConfig) -> Signal
     kept = market.regime[found.at] >= 0
     at, direction, patterns = found.at[kept], found.direction[kept], found.patterns[kept]
     close_time, entry, atr = candles.close_time[at], candles.close[at], market.atr[at]
-    outcome = triple_barrier(candles, at, direction, atr, config)
+    traded = candles if traded is None else traded
+    traded_at = np.searchsorted(traded.open_time, candles.open_time[at])
+    outcome = triple_barrier(traded, traded_at, direction, atr, config)
     return SignalRows(
         symbols=(check_symbol(symbol),),
         feature_names=ROW_FEATURE_NAMES,
@@ -140,7 +166,7 @@ def label_signals(market: Market, *, symbol: str, config: LabelConfig) -> Signal
         label_end=outcome.label_end,
         gross_return_atr=outcome.gross_return_atr,
         cost_atr=SIDES * (config.fee_bps + config.slippage_bps) * BPS * entry / atr,
-        uniqueness=uniqueness(candles, at, outcome.label_end),
+        uniqueness=uniqueness(traded, traded_at, outcome.label_end),
     )
 
 

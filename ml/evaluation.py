@@ -6,7 +6,8 @@ jackknife and the bootstrap for general stationary observations*, Ann. Statist. 
 row is drawn equally often (Politis & Romano, *A circular block-resampling procedure*, 1992).
 
 NaN rule: a metric that cannot be computed (no signal over the threshold, one class only) is None, and so are
-the bounds of one that over 5 % of the resamples could not compute. A gate held against None fails.
+the bounds of one that over 5 % of the resamples could not compute, and of all on a span of fewer than
+``MIN_BLOCKS`` blocks, which the bootstrap would be too sure about. A gate held against None fails.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ BLOCK_HORIZONS = 4
 
 INTERVAL = (0.05, 0.95)
 MAX_UNDEFINED_SHARE = 0.05
+MIN_BLOCKS = 10
+"""On 4 blocks a model without skill passed the AUC gate in 12 of 100 simulated runs instead of 5."""
 STARTS_PER_BLOCK = 64
 CHUNK_CELLS = 200_000
 """Rows x resamples held at once, so that memory does not grow with either."""
@@ -151,8 +154,9 @@ def evaluate(
         _statistics(weights, tuple(columns), table, scores)
         for weights in block_multiplicities(rows.close_time, block=block, samples=samples, seed=seed)
     ]
+    sure = rows.close_time[-1] - rows.close_time[0] >= np.timedelta64(MIN_BLOCKS * block, "us")
     estimates = {
-        name: _estimate(value[0], np.concatenate([part[name] for part in parts]))
+        name: _estimate(value[0], np.concatenate([part[name] for part in parts]), sure=bool(sure))
         for name, value in point.items()
     }
     return Evaluation(
@@ -256,11 +260,11 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator != 0)
 
 
-def _estimate(value: np.float64, resampled: Floats) -> Estimate:
+def _estimate(value: np.float64, resampled: Floats, *, sure: bool) -> Estimate:
     if np.isnan(value):
         return Estimate(None, None, None)
     undefined = np.isnan(resampled)
-    if undefined.mean() > MAX_UNDEFINED_SHARE:
+    if not sure or undefined.mean() > MAX_UNDEFINED_SHARE:
         return Estimate(float(value), None, None)
     low, high = np.quantile(resampled[~undefined], INTERVAL)
     return Estimate(float(value), float(low), float(high))

@@ -12,7 +12,7 @@ from typing import Any
 from ml.config import GateConfig
 from ml.evaluation import Evaluation
 
-__all__ = ["Decision", "GateResult", "decide"]
+__all__ = ["Comparison", "Decision", "GateResult", "decide"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,22 @@ class Decision:
         return {**asdict(self), "gates": [asdict(gate) for gate in self.gates], "reasons": list(self.reasons)}
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Challenger and champion on the same rows, which neither has seen; None where there are too few."""
+
+    challenger: Evaluation | None
+    champion: Evaluation | None
+
+
 def decide(
-    challenger: Evaluation, champion: Evaluation | None, drift_score: float | None, gates: GateConfig
+    challenger: Evaluation, comparison: Comparison | None, drift_score: float | None, gates: GateConfig
 ) -> Decision:
     """Hold a challenger's evaluation against the gates.
 
     Args:
         challenger: on its test rows.
-        champion: of the same rows, or None where the key has no champion: then the absolute gates decide.
+        comparison: None where the key has no champion: then the absolute gates decide.
         drift_score: between the challenger's reference and its test rows.
         gates: the limits.
     """
@@ -54,7 +62,7 @@ def decide(
         _at_least("min_f1", "F1", challenger.f1.value, gates.min_f1),
         _at_least("min_precision", "precision", challenger.precision.value, gates.min_precision),
         _at_least("min_recall", "recall", challenger.recall.value, gates.min_recall),
-        _improvement(challenger, champion, gates.rel_improvement_f1),
+        _improvement(comparison, gates.rel_improvement_f1),
         _drift(drift_score, gates.max_feature_drift_ks),
         _over("min_auc_lower", "the lower 95 % bound of the AUC", challenger.auc.low, gates.min_auc_lower),
         _over(
@@ -91,10 +99,13 @@ def _drift(score: float | None, limit: float) -> GateResult:
     )
 
 
-def _improvement(challenger: Evaluation, champion: Evaluation | None, limit: float) -> GateResult:
+def _improvement(comparison: Comparison | None, limit: float) -> GateResult:
     name, what = "rel_improvement_f1", "the gain in F1 over the champion"
-    if champion is None:
+    if comparison is None:
         return GateResult(name, None, limit, True, "no champion to improve on: the other gates decide")
+    challenger, champion = comparison.challenger, comparison.champion
+    if challenger is None or champion is None:
+        return _no_data(name, what, limit)
     if _span(challenger) != _span(champion):
         return GateResult(
             name, None, limit, False, "the champion was judged on other rows: nothing to compare"

@@ -14,17 +14,17 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ml.artifact import Model, Predictor, booster_margin, load_booster, sha256_hex, verify
 from ml.calibration import choose_threshold, fit_calibration, fit_return_bins
+from ml.checks import check_fit_rows, check_key_rows
 from ml.config import FitConfig, TrainingConfig
 from ml.dataset import pattern_hit_rates
 from ml.drift import Reference, drift_score, make_reference
-from ml.errors import TrainingRefused
 from ml.evaluation import BLOCK_HORIZONS, Evaluation, evaluate
 from ml.keys import ALL_REGIMES, REGIMES, ModelKey, interval_duration
 from ml.labels import recency_weight
+from ml.promotion import Comparison
 from ml.rows import SignalRows
 from ml.splits import Split, SplitTimes, split, split_times
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Challenger",
     "FittedBooster",
+    "compare",
     "fit_booster",
     "fit_key",
     "judge",
@@ -43,9 +44,6 @@ __all__ = [
 ]
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "TA-Lib", "xgboost-cpu")
-MAY_BE_CONSTANT = ("regime_", "hour_")
-"""Rows of one regime share it, and daily candles all close at one hour: no reason to refuse them."""
-
 OnRound = Callable[[int, int], None]
 
 
@@ -161,7 +159,7 @@ def fit_booster(
     """
     times = times or split_times(rows, config.split)
     parts = split(rows, times, embargo=config.split.embargo_bars * interval_duration(interval))
-    _check_fit_rows(rows, parts, config)
+    check_fit_rows(rows, parts, config)
     booster = _train(rows.take(parts.fit), rows.take(parts.early_stop), config.fit, on_round)
     ubjson = bytes(booster.save_raw("ubj"))
     return FittedBooster(
@@ -199,7 +197,7 @@ def fit_key(
     """
     own = own_rows(key, rows)
     parts = split(own, fitted.times, embargo=config.split.embargo_bars * interval_duration(key.interval))
-    _check_key_rows(key, own, parts, config)
+    check_key_rows(key, own, parts, config)
     calibrate, test = own.take(parts.calibrate), own.take(parts.test)
     known = own.take(np.flatnonzero(own.labelled & (own.label_end <= fitted.times.test_start)))
 
@@ -270,6 +268,26 @@ def judge(
     )
 
 
+def compare(challenger: Challenger, champion: Predictor, config: TrainingConfig) -> Comparison:
+    """Judge both on those of the challenger's test rows that the champion has not seen either.
+
+    Those are all of them unless the boundaries moved back: older candles came in, or the shares changed.
+    Under ``min_test_rows`` of them there is nothing to compare.
+    """
+    start = np.datetime64(champion.model.spans["test_start"], "us")
+    unseen = challenger.test.close_time >= start
+    if unseen.sum() < config.split.min_test_rows:
+        return Comparison(None, None)
+    base_rate = challenger.model.base_rate
+    rows = challenger.test.take(unseen)
+    return Comparison(
+        challenger.evaluation
+        if unseen.all()
+        else judge(challenger.predictor, rows, config, known_base_rate=base_rate),
+        judge(champion, rows, config, known_base_rate=base_rate),
+    )
+
+
 def _train(fit: SignalRows, stop: SignalRows, config: FitConfig, on_round: OnRound | None) -> Booster:
     # Imported here: xgboost starts OpenMP threads, which must not exist before a worker forks.
     import xgboost as xgb
@@ -317,64 +335,6 @@ def _importance(booster: Booster, names: tuple[str, ...]) -> tuple[float, ...]:
     if gains.sum() == 0:  # no tree found a split worth making
         return (1 / len(names),) * len(names)
     return tuple((gains / gains.sum()).tolist())
-
-
-def _check_fit_rows(rows: SignalRows, parts: Split, config: TrainingConfig) -> None:
-    """Refuse rows that no tree should grow on."""
-    least = {"fit": config.split.min_fit_rows, "early_stop": config.split.min_calibrate_rows}
-    for name, limit in least.items():
-        found = len(getattr(parts, name))
-        if found < limit:
-            raise TrainingRefused(
-                "too_few_rows",
-                f"{found} signals of pool {config.pool!r} in the {name} part, at least {limit} are needed: "
-                "import more candles or pool more",
-            )
-    for name in least:
-        _check_two_classes(rows.label[getattr(parts, name)], f"the {name} part of the pool {config.pool!r}")
-    features = rows.features[parts.fit]
-    missing = np.isnan(features).mean(axis=0)
-    worst = int(missing.argmax())
-    if missing[worst] > config.fit.max_missing_share:
-        raise TrainingRefused(
-            "missing_features",
-            f"feature {rows.feature_names[worst]} is missing in {missing[worst]:.1%} of {len(features)} "
-            f"rows, at most {config.fit.max_missing_share:.1%} is allowed",
-        )
-    constant = np.fmin.reduce(features) == np.fmax.reduce(features)
-    named = [
-        name
-        for name, same in zip(rows.feature_names, constant, strict=True)
-        if same and not name.startswith(MAY_BE_CONSTANT)
-    ]
-    if named:
-        raise TrainingRefused(
-            "constant_features",
-            f"{len(named)} features never change in {len(features)} rows, 0 may: {', '.join(named[:5])}",
-        )
-
-
-def _check_key_rows(key: ModelKey, own: SignalRows, parts: Split, config: TrainingConfig) -> None:
-    """Refuse a key that has too little of its own to be calibrated or judged on."""
-    served = "" if key == key.fallback else f"; served by {key.symbol} {ALL_REGIMES}"
-    least = {"calibrate": config.split.min_calibrate_rows, "test": config.split.min_test_rows}
-    for name, limit in least.items():
-        found = len(getattr(parts, name))
-        if found < limit:
-            raise TrainingRefused(
-                "too_few_rows",
-                f"{found} signals of {key} in the {name} part, at least {limit} are needed{served}",
-            )
-        _check_two_classes(own.label[getattr(parts, name)], f"the {name} part of {key}")
-
-
-def _check_two_classes(label: NDArray[np.float64], what: str) -> None:
-    if label.min() == label.max():
-        outcome = "reached" if label[0] == 1 else "missed"
-        raise TrainingRefused(
-            "one_class",
-            f"all {len(label)} signals in {what} {outcome} their profit-take; both outcomes are needed",
-        )
 
 
 def library_versions() -> dict[str, str]:

@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
+from sqlalchemy.orm import Session
+
 from db import candles, registry
 from ml.artifact import Predictor
+from ml.candles import Candles
 from ml.dataset import check_candles, label_signals, read_market
-from ml.errors import KeyRejected, RetryLater
-from ml.evaluation import Evaluation
+from ml.errors import ArtifactCorrupt, KeyRejected, RetryLater, TrainingRefused
 from ml.noise import clean
 from ml.promotion import decide
 from ml.rows import SignalRows
-from ml.training import Challenger, FittedBooster, fit_booster, fit_key, judge, pool_rows
+from ml.training import Challenger, FittedBooster, compare, fit_booster, fit_key, pool_rows
 from tasks.promotion import Judged, save_challenger
 from tasks.run import Run
 from tasks.shared_fit import Slot, find_or_begin, fit_address, save_fit
 from tasks.stored_model import load
 
 __all__ = ["train_key"]
+
+log = structlog.get_logger(__name__)
 
 
 def train_key(run: Run) -> dict[str, Any]:
@@ -37,10 +42,10 @@ def train_key(run: Run) -> dict[str, Any]:
     slot = fit_address(run.key, run.config, known)
     found = find_or_begin(run, slot.address)
     symbols = slot.symbols if found is None else (run.key.symbol,)
-    tables = _signal_rows(run, known, symbols)
+    tables, left_out = _signal_rows(run, known, symbols)
     fitted = _fit(run, slot, tables, found)
     rows = tables[run.key.symbol]
-    judged = _judge(run, rows, fitted, reused=found is not None)
+    judged = _judge(run, rows, fitted, reused=found is not None, left_out=left_out)
     with run.lease.stage("save"):
         return _save(run, judged)
 
@@ -60,8 +65,10 @@ def _known_candles(run: Run) -> Mapping[str, str]:
     return known
 
 
-def _signal_rows(run: Run, known: Mapping[str, str], symbols: tuple[str, ...]) -> dict[str, SignalRows]:
-    """Candles as known at the cut -> labelled signals, one table per symbol."""
+def _signal_rows(
+    run: Run, known: Mapping[str, str], symbols: tuple[str, ...]
+) -> tuple[dict[str, SignalRows], dict[str, str]]:
+    """Candles as known at the cut -> labelled signals, a table a symbol; and who was left out, why."""
     with run.lease.stage("load") as counts, run.resources.transaction() as session:
         raw = {
             symbol: candles.read(session, symbol, run.key.interval, known_at=run.job.as_of)
@@ -72,20 +79,40 @@ def _signal_rows(run: Run, known: Mapping[str, str], symbols: tuple[str, ...]) -
             raise RetryLater(f"{run.key}: older candles came in while they were read; reading again")
         counts["rows"] = sum(map(len, raw.values()))
     with run.lease.stage("clean") as counts:
-        for series in raw.values():
-            check_candles(series, run.config.split)
-        cleaned = {symbol: clean(series).candles for symbol, series in raw.items()}
+        cleaned, left_out = _clean(run, raw)
         counts["rows"] = sum(map(len, cleaned.values()))
     with run.lease.stage("regimes") as counts:
         markets = {symbol: read_market(series) for symbol, series in cleaned.items()}
         counts["rows"] = sum(map(len, cleaned.values()))
     with run.lease.stage("labels") as counts:
         tables = {
-            symbol: label_signals(market, symbol=symbol, config=run.config.labels)
+            symbol: label_signals(market, symbol=symbol, config=run.config.labels, traded=raw[symbol])
             for symbol, market in markets.items()
         }
         counts["rows"] = sum(map(len, tables.values()))
-    return tables
+    return tables, left_out
+
+
+def _clean(run: Run, raw: Mapping[str, Candles]) -> tuple[dict[str, Candles], dict[str, str]]:
+    """Without noise. A symbol of the pool whose candles carry no model is left out of the fit; the same
+    candles always leave out the same symbols, so the fit's address need not say so.
+
+    Raises:
+        TrainingRefused: the key's own symbol is such a one.
+    """
+    kept, left_out = {}, {}
+    for symbol, series in raw.items():
+        cleaned = clean(series).candles
+        try:
+            check_candles(cleaned, run.config.split, symbol=symbol, dropped=len(series) - len(cleaned))
+        except TrainingRefused as error:
+            if symbol == run.key.symbol:
+                raise
+            log.warning("symbol_left_out_of_pool", symbol=symbol, reason=error.reason, detail=error.detail)
+            left_out[symbol] = str(error)
+            continue
+        kept[symbol] = cleaned
+    return kept, left_out
 
 
 def _fit(
@@ -98,7 +125,7 @@ def _fit(
     with run.lease.stage("fit") as counts:
         if found is not None:
             return found
-        pooled = pool_rows(run.key, [tables[symbol] for symbol in slot.symbols], run.config.pool)
+        pooled = pool_rows(run.key, list(tables.values()), run.config.pool)
         fitted = fit_booster(
             pooled,
             run.config,
@@ -110,42 +137,45 @@ def _fit(
         return fitted
 
 
-def _judge(run: Run, rows: SignalRows, fitted: FittedBooster, *, reused: bool) -> Judged:
-    """Calibrate and evaluate on the key's own rows, beside the champion on the same ones."""
+def _judge(
+    run: Run, rows: SignalRows, fitted: FittedBooster, *, reused: bool, left_out: dict[str, str]
+) -> Judged:
+    """Calibrate and evaluate on the key's own rows, beside the champion on rows that neither has seen."""
     with run.lease.stage("evaluate") as counts:
         challenger = fit_key(run.key, rows, fitted, run.config, as_of=run.job.as_of)
         with run.resources.transaction() as session:
             champion = registry.champion(session, run.key)
-            incumbent = None if champion is None else load(session, champion)
+            incumbent = None if champion is None else _incumbent(session, champion, challenger)
             stored = [
                 series
                 for series in candles.series(session)
                 if series.interval == run.key.interval and series.symbol in fitted.symbols
             ]
-        champion_evaluation = None
-        if incumbent is not None:
-            champion_evaluation = _judge_incumbent(run, challenger, incumbent)
+        comparison = None if incumbent is None else compare(challenger, incumbent, run.config)
         counts["rows"] = challenger.evaluation.rows
-        decision = decide(
-            challenger.evaluation, champion_evaluation, challenger.drift_score, run.config.gates
-        )
+        decision = decide(challenger.evaluation, comparison, challenger.drift_score, run.config.gates)
     return Judged(
         challenger=challenger,
         champion=champion,
-        champion_evaluation=champion_evaluation,
+        champion_evaluation=None if comparison is None else comparison.champion,
         decision=decision,
         sources={series.symbol: series.source for series in stored},
         fit_reused=reused,
+        left_out=left_out,
     )
 
 
-def _judge_incumbent(run: Run, challenger: Challenger, incumbent: Predictor) -> Evaluation | None:
-    """The champion on the challenger's test rows. None for one of another feature set: it cannot answer
-    these rows, nor any signal from now on, so there is nothing to beat and the absolute gates decide.
+def _incumbent(session: Session, champion: registry.ModelRow, challenger: Challenger) -> Predictor | None:
+    """The champion, if it can answer at all. None where its bytes are damaged or its features are not
+    today's: it answers no signal any more, so there is nothing to beat and the absolute gates decide.
     """
-    if incumbent.model.feature_names != challenger.model.feature_names:
+    try:
+        incumbent = load(session, champion)
+    except ArtifactCorrupt as error:
+        log.exception("champion_unreadable", version=champion.version, error=str(error))
         return None
-    return judge(incumbent, challenger.test, run.config, known_base_rate=challenger.model.base_rate)
+    same = incumbent.model.feature_names == challenger.model.feature_names
+    return incumbent if same else None
 
 
 def _save(run: Run, judged: Judged) -> dict[str, Any]:

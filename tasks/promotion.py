@@ -31,6 +31,8 @@ class Judged:
     sources: dict[str, str]
     """Where the candles of each pooled symbol came from."""
     fit_reused: bool
+    left_out: dict[str, str]
+    """Symbols of the pool whose candles carry no model, with the reason; known to the job that fits."""
 
 
 def save_challenger(
@@ -91,6 +93,8 @@ def _register(
             "pool": challenger.model.pool,
             "rows": dict(challenger.model.rows),
             "drift_score": challenger.drift_score,
+            "has_edge": challenger.model.return_bins.has_edge,
+            "left_out": judged.left_out,
         },
     )
 
@@ -168,5 +172,7 @@ def _outcome(row: registry.ModelRow, judged: Judged, *, result: str) -> dict[str
         "decision": judged.decision.to_json(),
         "metrics": judged.challenger.evaluation.to_json(),
         "fit_reused": judged.fit_reused,
+        "has_edge": judged.challenger.model.return_bins.has_edge,
+        "left_out": judged.left_out,
         "sources": judged.sources,
     }

@@ -17,6 +17,7 @@ __all__ = [
     "console",
     "estimate_text",
     "gates_table",
+    "has_edge",
     "job_json",
     "jobs_table",
     "metrics_table",
@@ -84,12 +85,22 @@ def models_table(models: Sequence[ModelRow], sources: Mapping[tuple[str, str], s
             estimate_text(model.metrics.get("f1")),
         )
     series = sorted({(model.symbol, model.interval) for model in models})
-    made.caption = "\n".join(
+    notes = [
         f"Candles of {symbol} {interval}: {sources.get((symbol, interval), 'no longer stored')}"
         for symbol, interval in series
-    )
+    ]
+    without = [f"{model.key} v{model.version}" for model in models if not has_edge(model)]
+    if without:
+        whose = "any model here" if len(without) == len(models) else ", ".join(without)
+        notes.append(f"No edge: no confidence of {whose} is expected to earn its fees and slippage.")
+    made.caption = "\n".join(notes)
     made.caption_justify = "left"
     return made
+
+
+def has_edge(model: ModelRow) -> bool:
+    """Whether any confidence of the model is expected to earn more than its fees and slippage."""
+    return bool(model.details.get("has_edge", False))
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
@@ -118,7 +129,8 @@ def outcome_text(job: TrainingJob, model: ModelRow | None) -> str:
         return f"{job.stage or 'starting'}, {job.progress:.0%}"
     if model is not None:
         if model.decision.get("promote"):
-            return f"version {model.version} promoted, AUC {estimate_text(model.metrics.get('auc'))}"
+            edge = "" if has_edge(model) else ", no edge"
+            return f"version {model.version} promoted, AUC {estimate_text(model.metrics.get('auc'))}{edge}"
         failed = [gate["name"] for gate in model.decision.get("gates", ()) if not gate["passed"]]
         return f"version {model.version} rejected by {', '.join(failed)}"
     if job.superseded_by is not None:

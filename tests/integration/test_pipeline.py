@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
@@ -156,14 +157,12 @@ def test_a_challenger_is_held_against_the_champion_on_the_same_rows_and_replaces
     resources: Resources,
 ) -> None:
     store(resources, real_candles())
-    first = train(resources, PROMOTING, cut=CUT - timedelta(days=30))
+    first = train(
+        resources, PROMOTING | {"fit": {"n_estimators": 1, "threads": 1}}, cut=CUT - timedelta(days=30)
+    )
     assert first["decision"]["gates"][3]["value"] is None  # no champion to improve on
 
-    second = train(
-        resources,
-        PROMOTING
-        | {"gates": OPEN_GATES | {"rel_improvement_f1": 0.0}, "fit": {"n_estimators": 31, "threads": 1}},
-    )
+    second = train(resources, PROMOTING | {"threshold_margin": 0.0})
 
     with resources.transaction() as session:
         judged = evaluations.recent(session, KEY, 10)
@@ -173,11 +172,50 @@ def test_a_challenger_is_held_against_the_champion_on_the_same_rows_and_replaces
         challenger, incumbent = rows["challenger", second["model_id"]], rows["champion", first["model_id"]]
         span = ("rows", "first_close", "last_close")
         assert [challenger.metrics[name] for name in span] == [incumbent.metrics[name] for name in span]
-        improved = challenger.metrics["f1"]["value"] >= incumbent.metrics["f1"]["value"]
-        assert (second["result"] == "promoted") is improved
-        assert champion.id == (second if improved else first)["model_id"]
-        assert session.scalar(sa.select(sa.func.count()).where(ModelRow.state == "champion")) == 1
+        assert challenger.metrics["f1"]["value"] > incumbent.metrics["f1"]["value"]
+        assert (champion.id, second["result"]) == (second["model_id"], "promoted")
+        replaced = registry.get(session, KEY, 1)
+        assert replaced is not None
+        assert (replaced.state, champion.replaces_id) == ("archived", replaced.id)
         assert references.load(session, champion.id) is not None
+        assert [entry.action for entry in audit.recent(session, 10)] == ["promote", "promote"]
+
+
+def test_a_symbol_with_holes_is_left_out_of_the_pool_by_name_and_stops_nobody_else(
+    resources: Resources,
+) -> None:
+    store(resources, real_candles())
+    whole = real_candles("ETHUSDT")
+    store(resources, whole.take(np.arange(len(whole)) % 10 > 0), "ETHUSDT")
+
+    outcome = train(resources, PROMOTING | {"pool": "all"})
+
+    assert outcome["result"] == "promoted"
+    assert list(outcome["left_out"]) == ["ETHUSDT"]
+    assert outcome["left_out"]["ETHUSDT"].startswith("gaps: ETHUSDT 1h: ")
+    assert list(outcome["sources"]) == ["BTCUSDT"]
+    with pytest.raises(TrainingRefused, match="ETHUSDT 1h"):
+        train(resources, PROMOTING | {"pool": "all"}, key=ModelKey("ETHUSDT", "1h", "trending"))
+
+
+def test_a_champion_whose_bytes_are_damaged_does_not_freeze_its_key(resources: Resources) -> None:
+    store(resources, real_candles())
+    first = train(resources, PROMOTING, cut=CUT - timedelta(days=30))
+    with resources.transaction() as session:
+        damaged = registry.get(session, KEY, 1)
+        assert damaged is not None
+        session.execute(
+            sa.update(Artifact).where(Artifact.sha256 == damaged.artifact_sha256).values(body=b"x", size=1)
+        )
+
+    second = train(resources, PROMOTING)
+
+    assert second["result"] == "promoted"
+    with resources.transaction() as session:
+        champion = registry.champion(session, KEY)
+        assert champion is not None
+        assert champion.id == second["model_id"] != first["model_id"]
+        assert load(session, champion).model.key == KEY
 
 
 def test_a_rejected_challenger_is_kept_with_its_reasons_and_an_audit_row(resources: Resources) -> None:

@@ -28,6 +28,7 @@ from runtime.settings import Settings, load_settings
 from worker.tables import (
     console,
     gates_table,
+    has_edge,
     job_json,
     jobs_table,
     metrics_table,
@@ -258,6 +259,7 @@ def _print_model(row: ModelRow, source: str) -> None:
         "base rate": f"{metrics.get('base_rate', float('nan')):.3f}",
         "threshold": f"{metrics.get('threshold', float('nan')):.3f}",
         "promoted": time_text(row.promoted_at) or "never",
+        "edge": "yes" if has_edge(row) else "none: no confidence is expected to earn its fees and slippage",
         "job": row.job_id or "",
         "artifact": row.artifact_sha256,
         "options": row.config_digest,

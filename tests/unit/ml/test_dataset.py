@@ -12,7 +12,15 @@ import talib
 from ml.candles import Candles, to_datetime
 from ml.confidence import BASE_RATE, PRIOR_OUTCOMES, confidence_from, newest_signals, pattern_hit_rates
 from ml.config import LabelConfig, SplitConfig
-from ml.dataset import FEATURE_SET, ROW_FEATURE_NAMES, build_rows, check_candles, read_market, row_features
+from ml.dataset import (
+    FEATURE_SET,
+    ROW_FEATURE_NAMES,
+    build_rows,
+    check_candles,
+    label_signals,
+    read_market,
+    row_features,
+)
 from ml.errors import KeyRejected, TrainingRefused
 from ml.features import FEATURE_NAMES, FEATURES, WINDOW, market_features
 from ml.keys import REGIMES
@@ -192,7 +200,7 @@ def test_what_a_fit_depends_on_names_every_feature_once() -> None:
 
 def test_no_candles_are_refused() -> None:
     with pytest.raises(TrainingRefused) as refused:
-        check_candles(Candles.empty("1h"), SplitConfig())
+        check_candles(Candles.empty("1h"), SplitConfig(), symbol="BTCUSDT", dropped=7)
     assert refused.value.reason == "no_candles"
 
 
@@ -201,8 +209,31 @@ def test_missing_candles_over_the_limit_are_refused_with_both_shares() -> None:
     there = np.delete(np.arange(100), [10, 11, 12, 50, 70, 71])
     candles = real_candles().slice(0, 94)
     holed = replace(candles, open_time=candles.open_time[0] + there * np.timedelta64(1, "h"))
-    check_candles(holed, SplitConfig(max_missing_candle_share=0.06))
+    check_candles(holed, SplitConfig(max_missing_candle_share=0.06), symbol="BTCUSDT")
     with pytest.raises(TrainingRefused) as refused:
-        check_candles(holed, SplitConfig(max_missing_candle_share=0.0599))
+        check_candles(holed, SplitConfig(max_missing_candle_share=0.0599), symbol="BTCUSDT", dropped=2)
     assert refused.value.reason == "gaps"
-    assert "6 of 100 candles are missing (6.00%), at most 5.99%" in refused.value.detail
+    assert refused.value.detail.startswith(
+        "BTCUSDT 1h: 6 of 100 candles are missing (6.00%; 2 dropped as noise), at most 5.99% may be"
+    )
+
+
+def test_a_crash_that_the_noise_filter_takes_for_a_bad_tick_still_stops_the_trade() -> None:
+    whole = real_candles()
+    rows = build_rows(whole, symbol="BTCUSDT", config=CONFIG)
+    won = rows.close_time[(rows.label == 1) & (rows.direction > 0)]
+    row = int(np.searchsorted(whole.close_time, won[-1]))
+    low = whole.low.copy()
+    low[row + 1] = whole.close[row] * 0.1  # a wick to a tenth of the price and back
+    traded = replace(whole, low=low)
+    cleaned = clean(traded).candles
+    assert len(cleaned) < len(clean(whole).candles)
+
+    def outcome(rows: SignalRows) -> float:
+        signal = (rows.close_time == whole.close_time[row]) & (rows.direction > 0)
+        return float(rows.gross_return_atr[signal][0])
+
+    market = read_market(cleaned)
+    walked = label_signals(market, symbol="BTCUSDT", config=CONFIG, traded=traded)
+    assert outcome(walked) == -CONFIG.stop_loss_atr
+    assert outcome(label_signals(market, symbol="BTCUSDT", config=CONFIG)) == CONFIG.profit_take_atr

@@ -184,11 +184,22 @@ def test_rows_of_one_block_are_drawn_together() -> None:
 
 
 def test_a_span_shorter_than_a_block_is_drawn_whole() -> None:
-    weights = drawn(np.arange(4), samples=10)
+    assert drawn(np.arange(4), samples=10).tolist() == [[1.0] * 4] * 10
 
-    assert weights.shape == (10, 4)
-    assert (weights >= 0).all()
-    assert weights.sum() > 0
+
+@pytest.mark.parametrize(("days", "sure"), [(19.9, False), (20.1, True)])
+def test_a_span_of_fewer_than_ten_blocks_has_values_but_no_bounds(
+    make_rows: MakeRows, days: float, sure: bool
+) -> None:
+    rows = make_rows(1200)
+    until = rows.close_time[0] + np.timedelta64(int(days * 24), "h")
+    rows = rows.take(rows.close_time <= until)
+
+    found = judged(rows, np.linspace(0.4, 0.7, len(rows)))
+
+    assert found.auc.value is not None
+    assert (found.auc.low is not None) is sure
+    assert (found.brier_skill.low is not None) is sure
 
 
 @pytest.mark.parametrize(("block_hours", "covers"), [(48, True), (1, False)])

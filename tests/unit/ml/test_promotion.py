@@ -10,7 +10,7 @@ import pytest
 
 from ml.config import GateConfig
 from ml.evaluation import Estimate, Evaluation
-from ml.promotion import decide
+from ml.promotion import Comparison, decide
 
 pytestmark = pytest.mark.training
 
@@ -119,7 +119,7 @@ def test_no_drift_score_fails_the_drift_gate() -> None:
 def test_f1_must_rise_by_the_stated_share_over_the_champions(champion_f1: float, promoted: bool) -> None:
     champion = replace(PASSING, f1=sure(champion_f1))
 
-    decision = decide(PASSING, champion, 0.1, GATES)
+    decision = decide(PASSING, Comparison(PASSING, champion), 0.1, GATES)
 
     # 1.03 * 0.63 = 0.6489 <= 0.65 < 1.03 * 0.64 = 0.6592
     assert decision.promote == promoted
@@ -131,4 +131,15 @@ def test_f1_must_rise_by_the_stated_share_over_the_champions(champion_f1: float,
 
 @pytest.mark.parametrize("change", [{"rows": 999}, {"last_close": "2020-07-01T00:00:00"}, {"f1": NONE}])
 def test_a_champion_that_cannot_be_compared_fails_the_gate(change: dict[str, Any]) -> None:
-    assert not decide(PASSING, replace(PASSING, **{"f1": sure(0.5), **change}), 0.1, GATES).promote
+    champion = replace(PASSING, **{"f1": sure(0.5), **change})
+
+    assert not decide(PASSING, Comparison(PASSING, champion), 0.1, GATES).promote
+
+
+def test_too_few_rows_that_neither_has_seen_fail_the_gate() -> None:
+    decision = decide(PASSING, Comparison(None, None), 0.1, GATES)
+
+    assert not decision.promote
+    assert decision.reasons == (
+        "the gain in F1 over the champion could not be computed; without data the gate fails",
+    )
