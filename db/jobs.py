@@ -34,6 +34,7 @@ __all__ = [
     "finish",
     "get",
     "heartbeat",
+    "mark_unsent",
     "recent",
     "release",
     "report",
@@ -43,7 +44,6 @@ __all__ = [
 ]
 
 NOW: Final = sa.func.clock_timestamp()
-LOST: Final = "lost its worker"
 NOT_BEGUN: Final[dict[str, object]] = {"stage": None, "progress": 0.0, "fit_address": None}
 
 
@@ -284,12 +284,8 @@ def supersede(session: Session, job_id: str, *, by_job: str, owner: str | None =
     session.execute(
         sa.update(TrainingJob)
         .where(TrainingJob.id == job_id, TrainingJob.id != by_job, TrainingJob.state == "queued")
-        .values(
-            state="superseded",
-            superseded_by=by_job,
-            finished_at=NOW,
-            outcome={"superseded_by": by_job, "owner": owner},
-        )
+        .values(state="superseded", superseded_by=by_job, finished_at=NOW)
+        .values(outcome={"superseded_by": by_job, "owner": owner})
         .execution_options(synchronize_session=False)
     )
 
@@ -323,6 +319,12 @@ def _leased(job_id: str, token: int) -> tuple[sa.ColumnElement[bool], ...]:
     )
 
 
+def mark_unsent(session: Session, job_ids: Sequence[str]) -> None:
+    """The broker took no message for these: the next sweep sends one."""
+    rows = sa.update(TrainingJob).where(TrainingJob.id.in_(job_ids), TrainingJob.state == "queued")
+    session.execute(rows.values(enqueued_at=None).execution_options(synchronize_session=False))
+
+
 def _locked(session: Session, *where: sa.ColumnElement[bool]) -> TrainingJob | None:
     query = sa.select(TrainingJob).where(*where).with_for_update()
     return session.scalars(query.execution_options(populate_existing=True)).one_or_none()
@@ -343,12 +345,8 @@ def _now(session: Session) -> datetime:
 
 
 def _newer_queued(session: Session, job: TrainingJob) -> str | None:
-    query = sa.select(TrainingJob.id).order_by(TrainingJob.queued_at.desc()).limit(1)
-    return session.scalar(
-        query.where(
-            *TrainingJob.of_key(job.key), TrainingJob.state == "queued", TrainingJob.as_of > job.as_of
-        )
-    )
+    later = (*TrainingJob.of_key(job.key), TrainingJob.state == "queued", TrainingJob.as_of > job.as_of)
+    return session.scalar(sa.select(TrainingJob.id).where(*later).limit(1))
 
 
 def _expired(session: Session, job: TrainingJob) -> bool:
@@ -362,7 +360,7 @@ def _end_run(
     attempts = job.attempts + int(counts)
     if counts and attempts >= job.max_attempts:
         detail = f"{job.owner} stopped answering; attempt {attempts} of {job.max_attempts}"
-        outcome = {"reason": LOST, "detail": detail, "stage": job.stage}
+        outcome = {"reason": "lost its worker", "detail": detail, "stage": job.stage}
         ended = {"outcome": outcome, "finished_at": NOW, "lease_expires_at": None}
         _update(session, job, state="failed", attempts=attempts, **ended)
     else:

@@ -19,10 +19,9 @@ log = structlog.get_logger(__name__)
 def sweep_jobs(self: Task) -> list[str]:
     """Send again each job whose lease ended without an outcome, and each whose message never came.
 
-    Sent before the commit, which is harmless here: a worker that is quicker than the commit waits for the
-    row, and a message whose row was rolled back finds the job as it was. So a broker that fails between two
-    messages leaves the rows unmarked, and the next sweep sends them. The message keeps the job's id: a late
-    redelivery of the first one changes nothing.
+    Sent after the commit, and where the broker fails the rest is marked for the next sweep: a message too
+    many finds the job held or finished. It keeps the job's id, so a late redelivery of the first one changes
+    nothing.
 
     Returns:
         The ids sent again.
@@ -30,9 +29,16 @@ def sweep_jobs(self: Task) -> list[str]:
     grace = timedelta(seconds=self.resources.settings.queued_grace_seconds)
     with self.resources.transaction() as session:
         lost = jobs.sweep(session, queued_grace=grace)
+    unsent = [job.id for job in lost]
+    try:
         for job in lost:
             key = job.key
             log.warning("job_sent_again", job_id=job.id, model_key=str(key), attempts=job.attempts)
             arguments = [key.symbol, key.regime, key.interval, job.reason, job.requested_by]
             self.app.send_task("tasks.train", args=arguments, task_id=job.id)
+            unsent.remove(job.id)
+    finally:
+        if unsent:
+            with self.resources.transaction() as session:
+                jobs.mark_unsent(session, unsent)
     return [job.id for job in lost]

@@ -12,11 +12,16 @@ import os
 import platform
 import uuid
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import redis
 import structlog
-from redbeat.schedulers import RedBeatScheduler, RedBeatSchedulerEntry
+from redbeat.schedulers import (
+    RedBeatScheduler,
+    RedBeatSchedulerEntry,
+    acquire_distributed_beat_lock,
+)
 
 from worker.schedule import Beat, Schedule
 
@@ -45,6 +50,9 @@ class Scheduler(RedBeatScheduler):
         An outage of Redis is waited out here: most crashes of a beat would be that.
         """
         try:
+            if self.lock is None:
+                # Redbeat takes it once, at the start, where Celery swallows the error of a broker away.
+                acquire_distributed_beat_lock(SimpleNamespace(scheduler=self))
             if self._lock_lost:
                 self.lock.acquire()
                 self._schedule_store.seed()  # what held the lock may have gone with the lock

@@ -18,7 +18,7 @@ from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
 from beat_schedule import BEAT_SCHEDULE, SWEEP_JOBS
-from ml.errors import BrokerUnavailable
+from ml.errors import BrokerUnavailable, RetryLater
 from runtime.logging import configure_logging
 from runtime.queues import DEAD_LETTER, MAINTENANCE, QUEUES, ROUTES, TRAINING
 from runtime.settings import load_settings
@@ -152,9 +152,12 @@ def _record_queued_job(
     sender: str, body: tuple[Sequence[Any], Mapping[str, Any], Any], headers: Mapping[str, Any], **_: object
 ) -> None:
     """A training job has a row before its message goes out, whoever sends it: beat, CLI, `celery call`."""
-    # A retry has its row, and is what waits out an outage: it must not fail by one.
     if sender != "tasks.train" or headers.get("retries"):
         return
     args, kwargs, _embed = body
-    # Where this raises, nothing is sent: the caller knows, and beat sends the run again at its next tick.
-    record_queued(resources, str(headers["id"]), args, kwargs)
+    try:
+        record_queued(resources, str(headers["id"]), args, kwargs)
+    except RetryLater as error:
+        # The message goes out all the same (Celery would swallow this error). The worker writes the row,
+        # and retries without an end until it can.
+        log.warning("job_row_not_written", job_id=headers["id"], error=str(error))

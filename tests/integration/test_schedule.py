@@ -297,3 +297,15 @@ def test_beat_outlives_a_broker_that_comes_back_empty() -> None:
         assert stored.beat() is not None
         assert states(stored) == {"train-BTCUSDT-trending": "active", "sweep-jobs": "active"}
         scheduler.close()
+
+
+def test_a_beat_that_could_not_take_the_lock_at_its_start_takes_it_at_its_first_tick(app: Celery) -> None:
+    """As when Redis was away just then: Celery has swallowed the error, and `lock` is None."""
+    scheduler = Scheduler(app)
+    assert scheduler.lock is None
+
+    scheduler.tick()
+
+    assert scheduler.lock is not None
+    assert scheduler.lock.owned()
+    scheduler.close()
