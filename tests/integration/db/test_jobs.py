@@ -246,7 +246,7 @@ def test_job_that_loses_three_workers_fails_and_says_why(engine: Engine) -> None
     found = job(engine, job_id)
     assert (found.state, found.attempts) == ("failed", 3)
     assert found.outcome == {
-        "reason": jobs.LOST,
+        "reason": "lost its worker",
         "detail": "worker-3 stopped answering; attempt 3 of 3",
         "stage": None,
     }
