@@ -187,9 +187,13 @@ def base_env() -> Iterator[dict[str, str]]:
     # Beside the run's servers, for the reason given there.
     home = _folder() / f"home-{secrets.token_hex(4)}"
     home.mkdir(mode=0o711)
+    temporary = home / "tmp"
+    temporary.mkdir(mode=0o777)
+    temporary.chmod(0o1777)  # as /tmp: the servers of a test by root are another user's
     yield {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"]),
         "HOME": str(home),
+        "TMPDIR": str(temporary),  # a killed worker leaves its temporary folder behind
         "LANG": "C.UTF-8",
         FOLDER_VARIABLE: str(_folder()),
         "ALPHAPLUS_DATA_DIR": str(home / "data"),
