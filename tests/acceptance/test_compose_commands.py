@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import socket
 import urllib.error
 import urllib.request
@@ -15,6 +16,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 import yaml
+from celery import Celery
 
 from db.schema import require_current
 from ml.errors import SchemaOutdated
@@ -97,6 +99,36 @@ def test_beat_ticks_and_is_well_when_asked(processes: Start, settings_env: dict[
 def test_flower_wants_its_password_and_is_well_when_asked(
     processes: Start, settings_env: dict[str, str]
 ) -> None:
+    _, address = _start_flower(processes, settings_env)
+
+    assert _status(f"{address}/workers") == 401
+    assert _status(f"{address}/api/workers") == 401
+    assert _status(f"{address}/workers", LOGIN) == 200
+
+
+def test_flower_shows_a_training_with_its_name_and_arguments(
+    processes: Start,
+    worker_process: Callable[..., RunningProcess],
+    settings_env: dict[str, str],
+    redis_url: str,
+) -> None:
+    flower, address = _start_flower(processes, settings_env)
+    worker_process("training", "--concurrency=1", "-E")
+
+    with Celery("client", broker=redis_url) as client:
+        client.send_task("tasks.train", args=["NOSUCHUSDT", "trending"], queue="training")
+
+    def shown() -> bool:
+        tasks = json.loads(_get(f"{address}/api/tasks", LOGIN)).values()
+        return [(task["name"], task["args"], task["state"]) for task in tasks] == [
+            ("tasks.train", "['NOSUCHUSDT', 'trending']", "FAILURE")
+        ]
+
+    flower.wait_for(shown, "the task in Flower")
+
+
+def _start_flower(processes: Start, settings_env: dict[str, str]) -> tuple[RunningProcess, str]:
+    """Flower by the service's command, once it listens; and its address."""
     port = _free_port()
     env = settings_env | _plain_environment("flower") | {
         "FLOWER_BASIC_AUTH": LOGIN, "FLOWER_PORT": str(port), "FLOWER_ADDRESS": "127.0.0.1",
@@ -104,10 +136,14 @@ def test_flower_wants_its_password_and_is_well_when_asked(
     flower = processes(SERVICES["flower"]["command"], env)
     address = f"http://127.0.0.1:{port}"
     flower.wait_for(lambda: _status(f"{address}/healthcheck") == 200, "Flower to listen")
+    return flower, address
 
-    assert _status(f"{address}/workers") == 401
-    assert _status(f"{address}/api/workers") == 401
-    assert _status(f"{address}/workers", LOGIN) == 200
+
+def _get(url: str, login: str) -> bytes:
+    headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as answer:
+        body: bytes = answer.read()
+        return body
 
 
 def _status(url: str, login: str | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from db import jobs, registry
+from db import candles, jobs, registry
 from db.models import ModelRow, TrainingJob
 from ml.errors import StoreUnavailable
 from worker.celery import app
@@ -72,7 +72,9 @@ def add(symbol: str, regime: str, cron: str, interval: str | None, as_json: bool
     \b
     alphaplus schedule add SOLUSDT trending "0 9 * * *"
     """
-    _print_entries([Schedule(app).add(symbol, regime, cron, interval=interval)], as_json)
+    added = Schedule(app).add(symbol, regime, cron, interval=interval)
+    _print_entries([added], as_json)
+    _warn_of_missing_candles(added)
 
 
 @schedule.command()
@@ -143,6 +145,24 @@ def _print_status(beat: Beat | None, entries: list[Entry], last: LastJobs) -> No
             outcome_text(job, model) if job else "",
         )
     out.print(made)
+
+
+def _warn_of_missing_candles(entry: Entry) -> None:
+    """An entry may be added before its candles, but somebody has to fetch them."""
+    resources = app.resources
+    key = entry.key(resources.settings.default_interval)
+    try:
+        with resources.transaction() as session:
+            stored = {(one.symbol, one.interval) for one in candles.series(session)}
+    except StoreUnavailable:
+        return  # the entry is in Redis, and whether there are candles shows when it runs
+    if key is not None and (key.symbol, key.interval) not in stored:
+        click.echo(
+            f"No {key.interval} candles of {key.symbol} are stored yet, so its trainings will be refused: "
+            f"add it to ALPHAPLUS_SYMBOLS, or run `alphaplus candles sync --symbol {key.symbol} "
+            f"--interval {key.interval}`.",
+            err=True,
+        )
 
 
 def _print_entries(entries: list[Entry], as_json: bool) -> None:
