@@ -16,7 +16,7 @@ import pandas as pd
 
 from ml.candles import Candles
 from ml.config import TrainingConfig
-from ml.dataset import build_rows
+from ml.dataset import label_signals, read_market
 from ml.errors import TrainingRefused
 from ml.evaluation import Estimate
 from ml.keys import MODEL_REGIMES, ModelKey
@@ -56,8 +56,9 @@ def _pairs(files: list[str]) -> Iterator[tuple[str, str]]:
 def _rows(symbol: str, file: str, interval: str) -> SignalRows:
     frame = pd.read_csv(file)
     frame["open_time"] = pd.to_datetime(frame["open_time"], utc=True)
-    candles = clean(Candles.from_frame(frame, interval)).candles
-    return build_rows(candles, symbol=symbol, config=TrainingConfig().labels)
+    traded = Candles.from_frame(frame, interval)
+    market = read_market(clean(traded).candles)
+    return label_signals(market, symbol=symbol, config=TrainingConfig().labels, traded=traded)
 
 
 def _lines(tables: Mapping[str, SignalRows], config: TrainingConfig, interval: str) -> Iterator[str]:
