@@ -12,6 +12,7 @@
     │   ├── CandlesRejected          a candle file or array (the field may name line and column)
     │   └── ConfigRejected           a setting or a training option
     ├── TrainingRefused            the input is well formed, the data cannot carry a model
+    ├── TrainingTimeout            a training took too long: it failed
     ├── LeaseLost                  another worker took the job: write nothing, stop
     └── StopForOperator            a person must look: nothing is retried
         ├── ServersMissing           no server is configured or running
@@ -44,6 +45,7 @@ __all__ = [
     "StoreFull",
     "StoreUnavailable",
     "TrainingRefused",
+    "TrainingTimeout",
 ]
 
 VALUE_SHOWN_CHARACTERS = 80
@@ -128,6 +130,10 @@ class TrainingRefused(AlphaPlusError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+class TrainingTimeout(AlphaPlusError):
+    """A training passed its soft time limit. Its job has failed; not retried."""
 
 
 class LeaseLost(AlphaPlusError):

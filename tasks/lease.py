@@ -20,7 +20,14 @@ import structlog
 from sqlalchemy.orm import Session
 
 from db import jobs
-from ml.errors import InputRejected, LeaseLost, RetryLater, StoreUnavailable, TrainingRefused
+from ml.errors import (
+    InputRejected,
+    LeaseLost,
+    RetryLater,
+    StoreUnavailable,
+    TrainingRefused,
+    TrainingTimeout,
+)
 from tasks.base import Resources
 
 __all__ = ["STAGES", "Lease"]
@@ -46,6 +53,9 @@ log = structlog.get_logger(__name__)
 class Lease:
     """A claimed job, as a context manager. However the block ends, the job's row says so.
 
+    It also holds the soft time limit, which `check` looks at: Celery's raises wherever the program happens
+    to be, and in one of XGBoost's callbacks from C that corrupts its memory.
+
     Args:
         resources: this process's database and settings.
         job_id: the job, which is also the Celery task id.
@@ -61,6 +71,7 @@ class Lease:
         self._lost = threading.Event()
         self._stopped = threading.Event()
         self._finished = False
+        self._deadline = time.monotonic() + resources.settings.train_soft_limit_seconds
         self._thread = threading.Thread(target=self._keep_alive, name=f"lease-{job_id}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -79,10 +90,16 @@ class Lease:
             log.warning("end_not_recorded", error=str(error), because=str(unwritten))
 
     def check(self) -> None:
-        """Raises LeaseLost when another worker holds the job."""
+        """Raises LeaseLost when another worker holds the job, TrainingTimeout past the soft time limit."""
         if self._lost.is_set():
             raise LeaseLost(
-                f"job {self.job_id}: the lease with token {self.token} has passed to another worker"
+                f"job {self.job_id}: the lease of token {self.token} has passed to another worker"
+            )
+        if time.monotonic() > self._deadline:
+            limit = self._resources.settings.train_soft_limit_seconds
+            raise TrainingTimeout(
+                f"stopped in stage {self._progress[0]!r} at the soft time limit of {limit} s "
+                "(ALPHAPLUS_TRAIN_SOFT_LIMIT_SECONDS)"
             )
 
     def progress(self, fraction: float) -> None:
@@ -90,6 +107,7 @@ class Lease:
 
         Raises:
             LeaseLost: so that a long stage stops soon after its job was taken.
+            TrainingTimeout: so that it stops soon after its time is over.
         """
         self.check()
         stage, _ = self._progress

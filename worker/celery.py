@@ -71,7 +71,6 @@ def _configuration() -> dict[str, Any]:
         "task_track_started": True,
         "task_annotations": {
             "tasks.train": {
-                "soft_time_limit": settings.train_soft_limit_seconds,
                 "time_limit": settings.train_hard_limit_seconds,
             },
         },

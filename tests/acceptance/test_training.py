@@ -352,5 +352,6 @@ def test_a_job_at_its_soft_time_limit_is_failed_with_the_limit_named(
     failed = wait_for_job(engine, train("BTCUSDT", "all"), "failed")
 
     assert failed.outcome is not None
-    assert failed.outcome["error"] == "SoftTimeLimitExceeded"
+    assert failed.outcome["error"] == "TrainingTimeout"
+    assert "soft time limit of 1 s (ALPHAPLUS_TRAIN_SOFT_LIMIT_SECONDS)" in failed.outcome["detail"]
     assert count(engine, ModelRow) == 0
