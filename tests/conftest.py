@@ -12,12 +12,14 @@ import fcntl
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 
 import psycopg2
 import pytest
@@ -36,6 +38,11 @@ TEMPLATE = "alphaplus_template"
 
 def pytest_configure(config: pytest.Config) -> None:
     """Drop the user's settings; make the run's folder (xdist workers inherit its name)."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, _keep_running)):
+        # Of a run in the background both are ignored, and what it starts would inherit that; a handler is
+        # not inherited, so that the signals which tests send arrive.
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     for name in list(os.environ):
         if name.startswith(("ALPHAPLUS_", "CELERY_")):
             del os.environ[name]
@@ -49,6 +56,10 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[RUN_VARIABLE] = str(os.getpid())
     os.environ["HOME"] = str(_folder() / "home")
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as in a worker: two test processes share the cores
+
+
+def _keep_running(_number: int, _frame: FrameType | None) -> None:
+    """What ignoring a signal does, for this process alone."""
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
