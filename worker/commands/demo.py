@@ -93,7 +93,9 @@ def _refuse_real_system(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def _system(console: Console, settings: Settings) -> Iterator[Path]:
-    """`alphaplus up` in the background for the length of the block; yields its log."""
+    """`alphaplus up` in the background for the length of the block, however it ends; yields its log."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
     log = settings.data_dir / "demo.log"
     environment = {name: value for name, value in os.environ.items() if name not in _variables(NOT_SET)}
     environment |= {f"{PREFIX}CLOCK": "replay", f"{PREFIX}REPLAY_START": REPLAY_START.isoformat()}
@@ -101,7 +103,8 @@ def _system(console: Console, settings: Settings) -> Iterator[Path]:
     _show_command(console, ("up",))
     with log.open("wb") as output:
         up = subprocess.Popen(
-            [*_alphaplus(), "up"],
+            # The guard ends it also where this process is killed.
+            [sys.executable, "-P", "-m", "worker.guard", str(os.getpid()), *_alphaplus(), "up"],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,

