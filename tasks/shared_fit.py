@@ -20,7 +20,7 @@ from ml.training import FittedBooster, library_versions
 from tasks.base import Resources
 from tasks.run import Run
 
-__all__ = ["Slot", "find_fit", "find_or_begin", "fit_address", "pool_symbols", "save_fit"]
+__all__ = ["Slot", "find_or_begin", "fit_address", "save_fit"]
 
 POLL_SECONDS = 0.2
 
@@ -34,18 +34,13 @@ class Slot:
     """Whose candles it learns from, sorted."""
 
 
-def pool_symbols(key: ModelKey, config: TrainingConfig, known: Mapping[str, str]) -> tuple[str, ...]:
-    """The symbols whose rows the key's fit learns from; ``known`` holds those with candles at the cut."""
-    return tuple(sorted(known)) if config.pool == "all" else (key.symbol,)
-
-
 def fit_address(key: ModelKey, config: TrainingConfig, known: Mapping[str, str]) -> Slot:
     """The content address of a fit: every option, feature and candle that could change a tree.
 
     Args:
         known: symbol -> fingerprint of its candles as known at the data cut.
     """
-    symbols = pool_symbols(key, config, known)
+    symbols = tuple(sorted(known)) if config.pool == "all" else (key.symbol,)
     content = {
         "interval": key.interval,
         "options": config.fit_digest(),
@@ -59,7 +54,7 @@ def fit_address(key: ModelKey, config: TrainingConfig, known: Mapping[str, str])
     return Slot(address=hashlib.sha256(canonical.encode()).hexdigest(), symbols=symbols)
 
 
-def find_fit(resources: Resources, address: str) -> FittedBooster | None:
+def _find_fit(resources: Resources, address: str) -> FittedBooster | None:
     """The fit kept under ``address``, or None. Raises ArtifactCorrupt."""
     with resources.transaction() as session:
         found = artifacts.find_fit(session, address)
@@ -90,13 +85,13 @@ def find_or_begin(run: Run, address: str) -> FittedBooster | None:
         LeaseLost: this job passed to another worker while it waited.
     """
     while True:
-        found = find_fit(run.resources, address)
+        found = _find_fit(run.resources, address)
         if found is not None:
             return found
         with run.resources.transaction() as session:
             begun = jobs.begin_fit(session, run.lease.job_id, run.lease.token, address)
         if begun:
             # Looked at again: another run may have saved it and ended since the first look.
-            return find_fit(run.resources, address)
+            return _find_fit(run.resources, address)
         run.lease.check()
         time.sleep(POLL_SECONDS)
