@@ -6,7 +6,9 @@
     ├── RetryLater                 a server or a network failed: the same call may work later
     │   ├── StoreUnavailable         PostgreSQL
     │   ├── BrokerUnavailable        Redis / Valkey
-    │   └── ExchangeUnavailable      an exchange's API
+    │   ├── ExchangeUnavailable      an exchange's API
+    │   ├── Busy                     the inference workers have more to do than they can
+    │   └── AnswerTimeout            no answer came in time: the request may be lost
     ├── InputRejected              the input is wrong: change it (carries field, value, limit)
     │   ├── KeyRejected              symbol, interval or regime
     │   ├── CandlesRejected          a candle file or array (the field may name line and column)
@@ -29,9 +31,11 @@ from __future__ import annotations
 
 __all__ = [
     "AlphaPlusError",
+    "AnswerTimeout",
     "ArtifactCorrupt",
     "AuditChainBroken",
     "BrokerUnavailable",
+    "Busy",
     "CandlesRejected",
     "ConfigRejected",
     "ExchangeUnavailable",
@@ -69,6 +73,14 @@ class BrokerUnavailable(RetryLater):
 
 class ExchangeUnavailable(RetryLater):
     """An exchange's API did not answer, or asked us to slow down."""
+
+
+class Busy(RetryLater):
+    """The inference workers shed this request instead of computing it late; nothing was written."""
+
+
+class AnswerTimeout(RetryLater):
+    """No answer came in time: no worker runs, or the one that had the request was killed."""
 
 
 class InputRejected(AlphaPlusError):

@@ -72,6 +72,20 @@ class Settings(BaseSettings):
     beat_lock_seconds: int = Field(30, ge=2, le=3600)
     """After so long without a tick a second beat takes over."""
 
+    champion_check_seconds: float = Field(10, gt=0, le=3600)
+    """How long an inference worker trusts what it knows of a key's champion, should no message reach it."""
+    model_cache_mib: int = Field(192, ge=1, le=65_536)
+    max_model_age_days: float = Field(45, gt=0, le=3650)
+    max_signal_age_bars: float = Field(1, gt=0, le=500)
+    """A signal is answered until so many candles after its own; later its outcome may be known already."""
+    max_out_of_distribution: float = Field(0.2, gt=0, le=1)
+    predict_queue_limit: int = Field(1000, ge=1)
+    record_limit: int = Field(100_000, ge=1)
+    """Requests whose answers wait to be stored in PostgreSQL; beyond it the answer is "busy"."""
+    reply_seconds: int = Field(60, ge=1, le=3600)
+    live_window_days: int = Field(90, ge=1, le=3650)
+    """Resolved predictions of so many days make up the live accuracy."""
+
     audit_hmac_key: SecretStr | None = Field(None, min_length=16)
     log_format: Literal["auto", "console", "json"] = "auto"
     """``auto``: console on a terminal, JSON lines elsewhere."""
