@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.calibration import Calibration, ReturnBins, Threshold, calibration_from_json
-from ml.config import canonical_json
+from ml.config import LabelConfig, canonical_json
 from ml.errors import ArtifactCorrupt
 from ml.keys import ModelKey
+from ml.novelty import FeatureRanges
 
 if TYPE_CHECKING:
     from xgboost import Booster
@@ -31,12 +32,13 @@ __all__ = [
     "from_bytes",
     "load",
     "load_booster",
+    "read_model",
     "sha256_hex",
     "to_bytes",
     "verify",
 ]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON: a reader refuses any other."""
 
 
@@ -51,6 +53,10 @@ class Model:
     """Whose rows the trees grew on: key, symbol or all."""
     booster_sha256: str
     feature_names: tuple[str, ...]
+    labels: LabelConfig
+    """What a hit means: barriers, horizon and costs of the outcomes that it learned from."""
+    ranges: FeatureRanges
+    """Of the key's own rows that it learned from; see ``ml.novelty``."""
     calibration: Calibration
     threshold: Threshold
     return_bins: ReturnBins
@@ -58,6 +64,8 @@ class Model:
     """The patterns' own confidence as of ``as_of``, for live signals."""
     base_rate: float
     """Share of hits among the key's rows whose outcome was known before the test span."""
+    unfit_regimes: tuple[str, ...]
+    """Regimes for which this model must not answer as the fallback; empty but for a key of ``all``."""
     spans: Mapping[str, str]
     """Where the early-stop, calibrate and test parts begin; ISO-8601, UTC."""
     rows: Mapping[str, int]
@@ -81,6 +89,8 @@ def to_bytes(model: Model) -> bytes:
         "calibration": model.calibration.to_json(),
         "threshold": model.threshold.to_json(),
         "return_bins": model.return_bins.to_json(),
+        "labels": model.labels.model_dump(mode="json"),
+        "ranges": model.ranges.to_json(),
     }
     return canonical_json(body)
 
@@ -112,6 +122,9 @@ def from_bytes(body: bytes) -> Model:
                 "calibration": calibration_from_json(value["calibration"]),
                 "threshold": Threshold(**value["threshold"]),
                 "return_bins": ReturnBins.from_json(value["return_bins"]),
+                "labels": LabelConfig.model_validate(value["labels"]),
+                "ranges": FeatureRanges.from_json(value["ranges"]),
+                "unfit_regimes": tuple(value["unfit_regimes"]),
             }
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -153,19 +166,29 @@ class Predictor:
         return self.model.calibration.confidence(self.margin(features))
 
 
-def load(model_body: bytes, model_sha256: str, booster_body: bytes) -> Predictor:
-    """Check both bodies and make them answer.
+def read_model(model_body: bytes, model_sha256: str) -> Model:
+    """A model without its trees: enough to learn which ones it needs.
+
+    Raises:
+        ArtifactCorrupt: the sha256 does not match, or the format is unknown.
+    """
+    return from_bytes(verify(model_body, model_sha256))
+
+
+def load(model_body: bytes, model_sha256: str, booster: bytes | Booster) -> Predictor:
+    """Check a model's bodies and make them answer.
 
     Args:
         model_body: from ``to_bytes``.
         model_sha256: recorded when the model was judged.
-        booster_body: the UBJSON that the model names.
+        booster: the UBJSON that the model names, or trees that were loaded from it for another model.
 
     Raises:
         ArtifactCorrupt: a sha256 does not match, the format is unknown, or the trees are of other features.
     """
-    model = from_bytes(verify(model_body, model_sha256))
-    booster = load_booster(verify(booster_body, model.booster_sha256))
+    model = read_model(model_body, model_sha256)
+    if isinstance(booster, bytes):
+        booster = load_booster(verify(booster, model.booster_sha256))
     if tuple(booster.feature_names or ()) != model.feature_names:
         raise ArtifactCorrupt(
             f"the booster's features are not the model's {len(model.feature_names)} in order; restore it"

@@ -24,6 +24,7 @@ from ml.drift import Reference, drift_score, make_reference
 from ml.evaluation import BLOCK_HORIZONS, Evaluation, evaluate
 from ml.keys import ALL_REGIMES, REGIMES, ModelKey, interval_duration
 from ml.labels import recency_weight
+from ml.novelty import make_ranges
 from ml.promotion import Comparison
 from ml.rows import SignalRows
 from ml.splits import Split, SplitTimes, split, split_times
@@ -208,12 +209,15 @@ def fit_key(
         config.calibration, margin, calibrate.label, calibrate.uniqueness, base_rate=base_rate
     )
     confidence = calibration.confidence(margin)
+    trained = own.take(np.concatenate([parts.fit, parts.early_stop, parts.calibrate]))
     model = Model(
         key=key,
         as_of=as_of,
         pool=config.pool,
         booster_sha256=fitted.sha256,
         feature_names=fitted.feature_names,
+        labels=config.labels,
+        ranges=make_ranges(trained.features, fitted.importance),
         calibration=calibration,
         threshold=choose_threshold(confidence, calibrate.label, config.gates, margin=config.threshold_margin),
         return_bins=fit_return_bins(
@@ -225,13 +229,13 @@ def fit_key(
             horizon=config.labels.horizon_bars * interval_duration(key.interval),
         ),
         base_rate=base_rate,
+        unfit_regimes=(),
         spans=fitted.times.to_json(),
         rows={name: len(getattr(parts, name)) for name in Split.__slots__},
         config_digest=config.digest(),
         libraries=library_versions(),
     )
     predictor = Predictor(model, booster)
-    trained = own.take(np.concatenate([parts.fit, parts.early_stop, parts.calibrate]))
     reference = make_reference(trained.features, fitted.feature_names, np.array(fitted.importance))
     return Challenger(
         model=model,

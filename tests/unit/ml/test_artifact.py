@@ -100,12 +100,12 @@ def test_an_unknown_format_is_refused_with_both_versions(trained: Trained) -> No
     value = json.loads(to_bytes(trained[2].model))
     assert value["format"] == FORMAT
 
-    with pytest.raises(ArtifactCorrupt, match="model format 2; this code reads 1"):
-        from_bytes(canonical_json(value | {"format": 2}))
+    with pytest.raises(ArtifactCorrupt, match="model format 1; this code reads 2"):
+        from_bytes(canonical_json(value | {"format": 1}))
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"\xff\xfe", b"[]", b"{}", b'{"format":1}', b'{"format":1,"key":["../"]}']
+    "body", [b"", b"\xff\xfe", b"[]", b"{}", b'{"format":2}', b'{"format":2,"key":["../"]}']
 )
 def test_bytes_that_are_no_model_are_refused(body: bytes) -> None:
     with pytest.raises(ArtifactCorrupt):
