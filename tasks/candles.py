@@ -82,20 +82,25 @@ def gap_as_json(gap: Gap) -> dict[str, Any]:
 
 @shared_task(base=Task, bind=True, name="tasks.sync_candles")
 def sync_candles(self: Task, symbol: str, interval: str | None = None) -> dict[str, Any]:
-    """Bring one series up to date. A second run finds nothing new.
+    """Bring one series up to date, and have the detector look at what came. A second run finds nothing new.
 
     Returns:
         What it did, as ``Synced.as_json``.
     """
     settings = self.resources.settings
+    interval = interval or settings.default_interval
     with open_exchange(settings) as exchange:
         done = sync(
             exchange,
             self.resources.transaction,
             symbol=symbol,
-            interval=interval or settings.default_interval,
+            interval=interval,
             now=self.resources.clock.now(),
         )
+    # A run that failed or was killed after its commit leaves nothing new to the next one.
+    again = self.request.retries or (self.request.delivery_info or {}).get("redelivered")
+    if done.inserted or again:
+        self.app.send_task("tasks.detect_signals", args=[symbol, interval], expires=MESSAGE_EXPIRES_SECONDS)
     return done.as_json()
 
 
