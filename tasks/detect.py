@@ -123,11 +123,11 @@ def read_signals(
     from ml.features import WINDOW
 
     step = interval_duration(interval)
-    newest = candles.latest_open_time(session, check_symbol(symbol), interval)
-    if newest is None:
+    stored = candles.find_series(session, check_symbol(symbol), interval)
+    if stored is None:
         return Detection(symbol=symbol, interval=interval, reason="no_candle")
     # Of a replay the database holds what is still to come, of a series that stopped nothing near to now.
-    start = min(newest, now) - WINDOW * step
+    start = min(stored.last_open, now) - WINDOW * step
     known = candles.read(session, symbol, interval, known_at=now, start=start)
     rates = _hit_rates(session, symbol, interval)
     return find_signals(known, symbol=symbol, now=now, max_age_bars=max_age_bars, rates=rates)
