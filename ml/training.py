@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -22,6 +22,7 @@ from ml.config import FitConfig, TrainingConfig
 from ml.dataset import pattern_hit_rates
 from ml.drift import Reference, drift_score, make_reference
 from ml.evaluation import BLOCK_HORIZONS, Evaluation, evaluate
+from ml.fallback import unfit_regimes
 from ml.keys import ALL_REGIMES, REGIMES, ModelKey, interval_duration
 from ml.labels import recency_weight
 from ml.novelty import make_ranges
@@ -199,17 +200,9 @@ def fit_key(
     own = own_rows(key, rows)
     parts = split(own, fitted.times, embargo=config.split.embargo_bars * interval_duration(key.interval))
     check_key_rows(key, own, parts, config)
-    calibrate, test = own.take(parts.calibrate), own.take(parts.test)
-    known = own.take(np.flatnonzero(own.labelled & (own.label_end <= fitted.times.test_start)))
-
-    booster = load_booster(fitted.ubjson)
-    margin = booster_margin(booster, calibrate.features)
-    base_rate = float(known.label.mean())
-    calibration = fit_calibration(
-        config.calibration, margin, calibrate.label, calibrate.uniqueness, base_rate=base_rate
-    )
-    confidence = calibration.confidence(margin)
     trained = own.take(np.concatenate([parts.fit, parts.early_stop, parts.calibrate]))
+    test = own.take(parts.test)
+    booster = load_booster(fitted.ubjson)
     model = Model(
         key=key,
         as_of=as_of,
@@ -218,23 +211,19 @@ def fit_key(
         feature_names=fitted.feature_names,
         labels=config.labels,
         ranges=make_ranges(trained.features, fitted.importance),
-        calibration=calibration,
-        threshold=choose_threshold(confidence, calibrate.label, config.gates, margin=config.threshold_margin),
-        return_bins=fit_return_bins(
-            confidence, calibrate.gross_return_atr - calibrate.cost_atr, calibrate.uniqueness
-        ),
         pattern_hit_rates=pattern_hit_rates(
             own_rows(key.fallback, rows),
             as_of,
             horizon=config.labels.horizon_bars * interval_duration(key.interval),
         ),
-        base_rate=base_rate,
         unfit_regimes=(),
         spans=fitted.times.to_json(),
         rows={name: len(getattr(parts, name)) for name in Split.__slots__},
         config_digest=config.digest(),
         libraries=library_versions(),
+        **_calibrated(booster, own, own.take(parts.calibrate), fitted.times, config),
     )
+    model = replace(model, unfit_regimes=_unfit_regimes(Predictor(model, booster), test, config))
     predictor = Predictor(model, booster)
     reference = make_reference(trained.features, fitted.feature_names, np.array(fitted.importance))
     return Challenger(
@@ -244,6 +233,44 @@ def fit_key(
         drift_score=drift_score(reference, test.features),
         predictor=predictor,
         test=test,
+    )
+
+
+def _calibrated(
+    booster: Booster, own: SignalRows, calibrate: SignalRows, times: SplitTimes, config: TrainingConfig
+) -> dict[str, Any]:
+    """The parts of a model that its key's calibrate rows decide."""
+    known = own.labelled & (own.label_end <= times.test_start)
+    base_rate = float(own.label[known].mean())
+    margin = booster_margin(booster, calibrate.features)
+    calibration = fit_calibration(
+        config.calibration, margin, calibrate.label, calibrate.uniqueness, base_rate=base_rate
+    )
+    confidence = calibration.confidence(margin)
+    return {
+        "calibration": calibration,
+        "threshold": choose_threshold(
+            confidence, calibrate.label, config.gates, margin=config.threshold_margin
+        ),
+        "return_bins": fit_return_bins(
+            confidence, calibrate.gross_return_atr - calibrate.cost_atr, calibrate.uniqueness
+        ),
+        "base_rate": base_rate,
+    }
+
+
+def _unfit_regimes(predictor: Predictor, test: SignalRows, config: TrainingConfig) -> tuple[str, ...]:
+    """Of a key of ``all``, the regimes that it must not answer for; another key serves its own only."""
+    key = predictor.model.key
+    if key.regime != ALL_REGIMES:
+        return ()
+    return unfit_regimes(
+        test,
+        predictor.confidence(test.features),
+        least_rows=config.split.min_test_rows,
+        block=_block(key, config),
+        samples=config.bootstrap_samples,
+        seed=config.fit.seed,
     )
 
 
@@ -259,17 +286,21 @@ def judge(
         known_base_rate: share of hits known before these rows.
     """
     confidence = predictor.confidence(rows.features)
-    interval = interval_duration(predictor.model.key.interval)
     return evaluate(
         rows,
         confidence=confidence,
         threshold=predictor.model.threshold.value,
         expected_net_return_atr=predictor.model.return_bins.expected(confidence),
         known_base_rate=known_base_rate,
-        block=BLOCK_HORIZONS * config.labels.horizon_bars * interval,
+        block=_block(predictor.model.key, config),
         samples=config.bootstrap_samples,
         seed=config.fit.seed,
     )
+
+
+def _block(key: ModelKey, config: TrainingConfig) -> timedelta:
+    """Length of a bootstrap block of the key's rows."""
+    return BLOCK_HORIZONS * config.labels.horizon_bars * interval_duration(key.interval)
 
 
 def compare(challenger: Challenger, champion: Predictor, config: TrainingConfig) -> Comparison:

@@ -41,8 +41,9 @@ def trained(rows: SignalRows, key: ModelKey = ALL) -> Challenger:
 
 
 def learned(challenger: Challenger) -> Model:
-    """The model but for the patterns' live hit rates, which are the symbol's and of every known outcome."""
-    return replace(challenger.model, pattern_hit_rates={})
+    """The model but for the patterns' live hit rates, which are the symbol's and of every known outcome, and
+    for the regimes that it turned out unfit for on its test rows."""
+    return replace(challenger.model, pattern_hit_rates={}, unfit_regimes=())
 
 
 def test_a_planted_signal_passes_every_gate(make_rows: MakeRows) -> None:
