@@ -22,7 +22,7 @@ from ml.candles import OHLCV, Candles, to_datetime
 from ml.errors import CandlesRejected
 from ml.keys import check_symbol, interval_duration
 
-__all__ = ["Series", "Written", "fingerprint", "latest_open_time", "read", "series", "write"]
+__all__ = ["Series", "Written", "find_series", "fingerprint", "latest_open_time", "read", "series", "write"]
 
 # COPY's binary format: https://www.postgresql.org/docs/current/sql-copy.html
 _HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
@@ -163,18 +163,13 @@ def read(
 def series(session: Session) -> list[Series]:
     """Every series stored, by symbol and interval."""
     rows = session.scalars(sa.select(CandleSeries).order_by(CandleSeries.symbol, CandleSeries.interval))
-    return [
-        Series(
-            symbol=row.symbol,
-            interval=row.interval,
-            source=", ".join(row.sources),
-            rows=row.rows - row.revisions,
-            revisions=row.revisions,
-            first_open=row.first_open,
-            last_open=row.last_open,
-        )
-        for row in rows
-    ]
+    return [_series(row) for row in rows]
+
+
+def find_series(session: Session, symbol: str, interval: str) -> Series | None:
+    """One series, or None where nothing is stored of it."""
+    found = session.get(CandleSeries, (symbol, interval))
+    return None if found is None else _series(found)
 
 
 def fingerprint(session: Session, interval: str, *, known_at: datetime) -> dict[str, str]:
@@ -192,6 +187,18 @@ def latest_open_time(session: Session, symbol: str, interval: str) -> datetime |
     """Open time of the newest candle stored, or None."""
     found = session.get(CandleSeries, (symbol, interval))
     return None if found is None else found.last_open
+
+
+def _series(row: CandleSeries) -> Series:
+    return Series(
+        symbol=row.symbol,
+        interval=row.interval,
+        source=", ".join(row.sources),
+        rows=row.rows - row.revisions,
+        revisions=row.revisions,
+        first_open=row.first_open,
+        last_open=row.last_open,
+    )
 
 
 def _lock_series(session: Session, symbol: str, interval: str, first: datetime) -> None:

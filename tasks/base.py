@@ -34,7 +34,7 @@ from runtime.clock import Clock
 from runtime.queues import DEAD_LETTER
 from runtime.settings import Settings
 
-__all__ = ["Resources", "Task"]
+__all__ = ["BROKER_ERRORS", "Resources", "Task"]
 
 BACKOFF_CAP_SECONDS = 60.0
 BROKER_ERRORS = (

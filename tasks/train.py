@@ -21,6 +21,7 @@ from ml.keys import ModelKey, check_note
 from runtime.clock import data_cut
 from runtime.settings import Settings
 from tasks.base import Resources, Task
+from tasks.champions import announce_champion
 from tasks.lease import Lease
 from tasks.run import Run
 
@@ -93,7 +94,10 @@ def train(
         case jobs.Held():
             return {"state": "superseded", "superseded_by": claim.by_job, "owner": claim.by_owner}
         case jobs.Claimed():
-            return _train_claimed(resources, claim)
+            outcome = _train_claimed(resources, claim)
+            if outcome.get("result") == "promoted":
+                announce_champion(self.app, call.key)
+            return outcome
 
 
 def _train_claimed(resources: Resources, claim: jobs.Claimed) -> dict[str, Any]:

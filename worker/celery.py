@@ -20,7 +20,7 @@ from kombu.exceptions import OperationalError
 from beat_schedule import BEAT_SCHEDULE, SWEEP_JOBS
 from ml.errors import BrokerUnavailable, RetryLater
 from runtime.logging import configure_logging
-from runtime.queues import DEAD_LETTER, MAINTENANCE, QUEUES, ROUTES, TRAINING
+from runtime.queues import DEAD_LETTER, INFERENCE, MAINTENANCE, QUEUES, ROUTES, TRAINING
 from runtime.settings import load_settings
 from tasks.base import Resources
 from tasks.train import record_queued
@@ -30,7 +30,14 @@ from worker.processes import SOFT_SHUTDOWN_SECONDS
 __all__ = ["app", "require_broker"]
 
 BROKER_ANSWER_SECONDS = 3.0
-TASK_MODULES = ("tasks.train", "tasks.candles", "tasks.maintenance")
+TASK_MODULES = (
+    "tasks.train",
+    "tasks.predict",
+    "tasks.candles",
+    "tasks.detect",
+    "tasks.prediction_log",
+    "tasks.maintenance",
+)
 
 # XGBoost's threads otherwise spin while they wait for each other: where two workers share the cores, a fit
 # that takes a second takes ten. Read by OpenMP when a child imports xgboost, after the fork.
@@ -142,8 +149,13 @@ def _configure_logging(**_: object) -> None:
 @signals.worker_init.connect
 def _import_the_learning(sender: Any, **_: object) -> None:
     """Before the fork, so that no job waits for it and the children share its memory."""
-    if TRAINING in sender.app.amqp.queues.consume_from:
+    queues = sender.app.amqp.queues.consume_from
+    if TRAINING in queues:
         importlib.import_module("tasks.pipeline")
+    if INFERENCE in queues:
+        importlib.import_module("worker.control")
+        importlib.import_module("tasks.answering")
+        importlib.import_module("xgboost")
 
 
 @signals.before_task_publish.connect

@@ -12,7 +12,7 @@ from tests.processes import ROOT, run_command, script
 
 pytestmark = pytest.mark.servers
 
-PACKAGES = ("ml", "db", "feeds", "tasks", "worker", "runtime", "benchmarks", "tests")
+PACKAGES = ("ml", "client", "db", "feeds", "tasks", "worker", "runtime", "benchmarks", "tests")
 MAX_LINES = 400
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "manager", "common", "misc"}
 

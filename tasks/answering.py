@@ -1,0 +1,300 @@
+"""What one inference worker does with a request: see the market, ask the models, record, reply."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import numpy as np
+import redis
+
+from ml.config import TrainingConfig
+from ml.errors import Busy, InputRejected, KeyRejected
+from ml.inference import Answer, Limits, Served, Sighting, Window, answer, sighting_of_features, unseen
+from ml.keys import ALL_REGIMES, REGIMES, interval_duration
+from ml.patterns import pattern_names
+from ml.signals import SignalRequest, parse_signals
+from runtime.queues import INFERENCE
+from tasks.base import Resources
+from tasks.markets import MarketCache, newest_due
+from tasks.model_cache import ModelCache
+from tasks.prediction_log import PredictionLog, check_reply_key
+
+__all__ = ["Answering", "Handled"]
+
+LOAD_SECONDS: Final = 0.1
+"""How often a worker looks at the length of its queue and at Redis's memory."""
+MEMORY_SHARE: Final = 0.95
+"""Of Redis's memory; beyond it records and replies may soon be refused."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """A reply; ``pushed`` says that it is on the list that the caller named."""
+
+    reply: Json
+    pushed: bool
+
+
+class Answering:
+    """Answers requests in one process: its Redis connection, models and candles are made on first use.
+
+    Args:
+        resources: of this process.
+    """
+
+    def __init__(self, resources: Resources) -> None:
+        settings = resources.settings
+        self._resources = resources
+        self._redis = redis.Redis.from_url(
+            settings.required_redis_url,
+            socket_timeout=10,
+            socket_connect_timeout=5,
+            socket_keepalive=True,
+            health_check_interval=10,
+        )
+        self._log = PredictionLog(self._redis)
+        self.models = ModelCache(
+            resources.transaction,
+            max_bytes=settings.model_cache_mib * 2**20,
+            check_seconds=settings.champion_check_seconds,
+        )
+        self.markets = MarketCache(
+            resources.transaction,
+            check_seconds=settings.champion_check_seconds,
+            max_signal_age_bars=settings.max_signal_age_bars,
+        )
+        self._limits = Limits(
+            max_model_age=timedelta(days=settings.max_model_age_days),
+            max_signal_age_bars=settings.max_signal_age_bars,
+            max_out_of_distribution=settings.max_out_of_distribution,
+        )
+        self._horizon_bars = TrainingConfig.from_mapping(settings.training).labels.horizon_bars
+        self._load_due = 0.0
+        self._overload: Json | None = None
+
+    def handle(self, request_id: str, args: Sequence[object], options: Mapping[str, object]) -> Handled:
+        """Answer, record and reply. A rejected or shed request is neither computed nor recorded."""
+        started = time.perf_counter()
+        try:
+            reply_key = None if options.get("reply_to") is None else check_reply_key(options["reply_to"])
+        except InputRejected as error:
+            return Handled({"id": request_id, "error": error.as_json()}, pushed=False)
+        overload = self._busy()
+        if overload is not None:
+            return self._reply(reply_key, {"id": request_id, "busy": overload})
+        try:
+            answers = self._answers(request_id, _signals(args, options))
+        except InputRejected as error:
+            return self._reply(reply_key, {"id": request_id, "error": error.as_json()})
+        reply = {"id": request_id, "answers": [_answer_json(one) for one in answers]}
+        latency_ms = 1000 * (time.perf_counter() - started)
+        records = [self._record_json(one, latency_ms) for one in answers]
+        settings = self._resources.settings
+        text = "" if reply_key is None else json.dumps(reply)
+        try:
+            recorded = self._log.record(
+                json.dumps(records), reply_key, text, settings.reply_seconds, settings.record_limit
+            )
+        except Busy:
+            recorded = False
+        if not recorded:
+            shed = {"reason": "records", "limit": settings.record_limit}
+            return self._reply(reply_key, {"id": request_id, "busy": shed})
+        return Handled(reply, pushed=reply_key is not None)
+
+    def fail(self, request_id: str, reply_to: object) -> None:
+        """Tell the caller at once that the worker has failed: the log says at what."""
+        error = {
+            "type": "WorkerFailed",
+            "field": "request",
+            "value": request_id,
+            "limit": "see the inference worker's log",
+        }
+        try:
+            self._reply(check_reply_key(reply_to), {"id": request_id, "error": error})
+        except (InputRejected, redis.exceptions.RedisError):
+            return  # the caller's timeout speaks
+
+    def _answers(self, request_id: str, signals: object) -> list[Answer]:
+        now = self._resources.clock.now()
+        interval = self._resources.settings.default_interval
+        requests = parse_signals(signals, default_interval=interval, now=now)
+        sightings = self._see(requests, now, listed=isinstance(signals, list))
+        return answer(request_id, requests, sightings, self.models.find, now=now, limits=self._limits)
+
+    def _see(self, requests: Sequence[SignalRequest], now: datetime, *, listed: bool) -> list[Sighting]:
+        """Each request's market; those that share a stored series share its window."""
+        sightings: list[Sighting | None] = [None] * len(requests)
+        stored: dict[tuple[str, str], list[int]] = {}
+        for index, request in enumerate(requests):
+            if request.features is not None:
+                sightings[index] = self._unless_stale(request, sighting_of_features(request), now)
+            elif request.candles is not None:
+                sightings[index] = self._see_inline(request, now)
+            else:
+                stored.setdefault((request.symbol, request.interval), []).append(index)
+        for series, group in stored.items():
+            found = self._see_stored(series, [requests[index] for index in group], now)
+            if found is None:
+                self._refuse_symbol(series, f"signals[{group[0]}].symbol" if listed else "symbol")
+            for index, sighting in zip(group, found or (), strict=True):
+                sightings[index] = sighting
+        return [sighting for sighting in sightings if sighting is not None]
+
+    def _see_stored(
+        self, series: tuple[str, str], requests: Sequence[SignalRequest], now: datetime
+    ) -> list[Sighting] | None:
+        """None where nothing is stored of the series."""
+        due = newest_due(series[1], now)
+        times = [request.time or due for request in requests]
+        fresh = [moment for moment in times if not self._stale(series[1], moment, now)]
+        if not fresh:
+            return [unseen(one, moment, "stale_signal") for one, moment in zip(requests, times, strict=True)]
+        window = self.markets.window(*series, fresh, now=now)
+        if window == "unknown_series":
+            return None
+        if isinstance(window, str):
+            return [unseen(one, moment, window) for one, moment in zip(requests, times, strict=True)]
+        newest = window.newest_close()
+        if newest is not None:
+            times = [request.time or newest for request in requests]
+        seen = window.see(requests, times)
+        return [self._unless_stale(*pair, now) for pair in zip(requests, seen, strict=True)]
+
+    def _see_inline(self, request: SignalRequest, now: datetime) -> Sighting:
+        assert request.candles is not None
+        candles = request.candles if request.time is None else request.candles.until(request.time)
+        window = Window(candles)
+        moment = request.time or window.newest_close() or now
+        return self._unless_stale(request, window.see([request], [moment])[0], now)
+
+    def _unless_stale(self, request: SignalRequest, sighting: Sighting, now: datetime) -> Sighting:
+        if self._stale(request.interval, sighting.time, now):
+            return unseen(request, sighting.time, "stale_signal")
+        return sighting
+
+    def _stale(self, interval: str, moment: datetime, now: datetime) -> bool:
+        return now - moment > self._limits.max_signal_age_bars * interval_duration(interval)
+
+    def _refuse_symbol(self, series: tuple[str, str], field: str) -> None:
+        symbol, interval = series
+        stored = ", ".join(self.markets.known_symbols(interval)[:10]) or "none yet"
+        raise KeyRejected(
+            field, symbol, f"a symbol with stored {interval} candles ({stored}), or candles inline"
+        )
+
+    def _busy(self) -> Json | None:
+        """Why this request is shed, if it is; looked at every ``LOAD_SECONDS``."""
+        if time.monotonic() >= self._load_due:
+            limit = self._resources.settings.predict_queue_limit
+            with self._redis.pipeline(transaction=False) as pipe:
+                pipe.llen(INFERENCE)
+                pipe.info("memory")
+                waiting, memory = pipe.execute()
+            most = MEMORY_SHARE * memory.get("maxmemory", 0)
+            self._overload = None
+            if waiting > limit:
+                self._overload = {"reason": "queue", "value": waiting, "limit": limit}
+            elif 0 < most < memory["used_memory"]:
+                self._overload = {"reason": "memory", "value": memory["used_memory"], "limit": int(most)}
+            self._load_due = time.monotonic() + LOAD_SECONDS
+        return self._overload
+
+    def _reply(self, reply_key: str | None, reply: Json) -> Handled:
+        if reply_key is not None:
+            with self._redis.pipeline(transaction=False) as pipe:
+                pipe.lpush(reply_key, json.dumps(reply))
+                pipe.expire(reply_key, self._resources.settings.reply_seconds)
+                pipe.execute()
+        return Handled(reply, pushed=reply_key is not None)
+
+    def _record_json(self, one: Answer, latency_ms: float) -> Json:
+        """A row of ``ml_performance_tracking``."""
+        request, sighting, served = one.request, one.sighting, one.served
+        model = None if served is None else served.predictor.model
+        bars = self._horizon_bars if model is None else model.labels.horizon_bars
+        horizon_end = sighting.time + bars * interval_duration(request.interval)
+        return {
+            "id": str(one.prediction_id),
+            "signal_time": sighting.time.isoformat(),
+            "signal_id": request.signal_id,
+            "as_of": one.as_of.isoformat(),
+            "symbol": request.symbol,
+            "interval": request.interval,
+            "regime": _regime(sighting) or ALL_REGIMES,
+            "model_id": None if served is None else served.model_id,
+            "served_regime": None if model is None else model.key.regime,
+            "role": "champion",
+            "direction": request.direction,
+            "patterns": list(pattern_names(sighting.patterns)),
+            "pattern_confidence": one.pattern_confidence,
+            "confidence": one.confidence,
+            "decision": one.decision,
+            "abstain_reason": one.abstain_reason,
+            "expected_net_return_atr": one.expected_net_return_atr,
+            "out_of_distribution": one.out_of_distribution,
+            "model_age_seconds": _age(one, served),
+            "latency_ms": latency_ms,
+            "features": None if sighting.features is None else _base64(sighting.features),
+            "entry_price": sighting.entry_price,
+            "atr": sighting.atr,
+            "horizon_end": horizon_end.isoformat(),
+            "metadata": {} if model is None else {"threshold": model.threshold.value},
+        }
+
+
+def _signals(args: Sequence[object], options: Mapping[str, object]) -> object:
+    """The one argument of the task, by place or by name."""
+    for name in options:
+        if name not in ("signals", "reply_to"):
+            raise InputRejected(str(name)[:40], "an unknown option", "signals, reply_to")
+    given = [*args, *([options["signals"]] if "signals" in options else [])]
+    if len(given) != 1:
+        raise InputRejected("signals", f"{len(given)} arguments", "one: a signal or a list of signals")
+    return given[0]
+
+
+def _answer_json(one: Answer) -> Json:
+    request, sighting, served = one.request, one.sighting, one.served
+    key = None if served is None else served.predictor.model.key
+    return {
+        "prediction_id": str(one.prediction_id),
+        "signal_id": request.signal_id,
+        "symbol": request.symbol,
+        "interval": request.interval,
+        "time": sighting.time.isoformat(),
+        "direction": request.direction,
+        "patterns": list(pattern_names(sighting.patterns)),
+        "regime": _regime(sighting),
+        "decision": one.decision,
+        "abstain_reason": one.abstain_reason,
+        "confidence": one.confidence,
+        "pattern_confidence": one.pattern_confidence,
+        "expected_net_return_atr": one.expected_net_return_atr,
+        "out_of_distribution": one.out_of_distribution,
+        "model": None if key is None else str(key),
+        "model_version": None if served is None else served.version,
+        "model_age_seconds": _age(one, served),
+        "fallback": key is not None and key.regime == ALL_REGIMES,
+        "as_of": one.as_of.isoformat(),
+    }
+
+
+def _regime(sighting: Sighting) -> str | None:
+    return None if sighting.regime < 0 else REGIMES[sighting.regime]
+
+
+def _age(one: Answer, served: Served | None) -> float | None:
+    return None if served is None else (one.as_of - served.predictor.model.as_of).total_seconds()
+
+
+def _base64(features: Any) -> str:
+    return base64.b64encode(np.asarray(features, "<f4").tobytes()).decode("ascii")

@@ -1,0 +1,126 @@
+"""The newest candles of each series in memory, as answers need them."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+from sqlalchemy.orm import Session
+
+from db import candles
+from ml.candles import Candles
+from ml.errors import StoreUnavailable
+from ml.features import WINDOW
+from ml.inference import Window
+from ml.keys import interval_duration
+
+__all__ = ["MarketCache", "newest_due"]
+
+SPARE_CANDLES: Final = 128
+"""Read beyond ``WINDOW``, so that a few missing candles leave enough, and a few new ones find room."""
+MAX_SERIES: Final = 1024
+"""In memory at once: some 150 kB each."""
+STORE_PAUSE_SECONDS: Final = 1.0
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Entry:
+    window: Window
+    version: tuple[int, int]
+    """Rows and revisions of the series when it was read."""
+    trusted_until: float
+
+
+def newest_due(interval: str, now: datetime) -> datetime:
+    """Close of the newest candle that can have closed by ``now`` (aware)."""
+    return now - (now - _EPOCH) % interval_duration(interval)
+
+
+class MarketCache:
+    """Windows of the stored series. Threads may share it.
+
+    Args:
+        transaction: opens one; called only where something has to be read.
+        check_seconds: how long a window is trusted that holds the candle asked for; then the series is
+            asked whether candles were added or revised.
+        max_signal_age_bars: how far back signals may lie.
+    """
+
+    def __init__(
+        self,
+        transaction: Callable[[], AbstractContextManager[Session]],
+        *,
+        check_seconds: float,
+        max_signal_age_bars: float,
+    ) -> None:
+        self._transaction = transaction
+        self._check_seconds = check_seconds
+        self._rows = WINDOW + SPARE_CANDLES + math.ceil(max_signal_age_bars)
+        self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
+        self._lock = threading.RLock()
+        self._store_paused_until = 0.0
+        self.reads = 0
+
+    def window(self, symbol: str, interval: str, times: Sequence[datetime], *, now: datetime) -> Window | str:
+        """The window that holds the candles which closed at ``times``, as far as they are stored.
+
+        Returns:
+            The window, or ``unknown_series`` where nothing is stored of it, or ``store_unavailable``.
+        """
+        series = (symbol, interval)
+        with self._lock:
+            entry = self._entries.get(series)
+            held = entry is not None and all(entry.window.covers(moment) for moment in times)
+            if entry is not None and held and time.monotonic() < entry.trusted_until:
+                self._entries.move_to_end(series)
+                return entry.window
+            if time.monotonic() < self._store_paused_until:
+                return entry.window if entry is not None else "store_unavailable"
+            try:
+                fresh = self._refresh(series, entry if held else None, max(*times, now))
+            except StoreUnavailable as error:
+                log.warning("candles_not_read", symbol=symbol, interval=interval, error=str(error))
+                self._store_paused_until = time.monotonic() + STORE_PAUSE_SECONDS
+                return entry.window if entry is not None else "store_unavailable"
+            if fresh is None:
+                return "unknown_series"
+            self._entries[series] = fresh
+            self._entries.move_to_end(series)
+            if len(self._entries) > MAX_SERIES:
+                self._entries.popitem(last=False)
+            return fresh.window
+
+    def known_symbols(self, interval: str) -> list[str]:
+        """Symbols of which candles of this interval are stored. Raises StoreUnavailable."""
+        with self._transaction() as session:
+            return [one.symbol for one in candles.series(session) if one.interval == interval]
+
+    def _refresh(self, series: tuple[str, str], held: _Entry | None, known_at: datetime) -> _Entry | None:
+        """The entry again if the series has not changed, else read anew; None where nothing is stored."""
+        with self._transaction() as session:
+            stored = candles.find_series(session, *series)
+            if stored is None:
+                return None
+            version = (stored.rows, stored.revisions)
+            trusted_until = time.monotonic() + self._check_seconds
+            if held is not None and held.version == version:
+                held.trusted_until = trusted_until
+                return held
+            read = self._read(session, series, known_at)
+        self.reads += 1
+        return _Entry(Window(read), version, trusted_until)
+
+    def _read(self, session: Session, series: tuple[str, str], known_at: datetime) -> Candles:
+        step = interval_duration(series[1])
+        return candles.read(session, *series, known_at=known_at, start=known_at - (self._rows + 1) * step)

@@ -1,0 +1,79 @@
+"""tasks.predict: answers a pattern detector's signals; docs/integration.md has the request and the reply."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from celery import shared_task
+from celery.exceptions import Ignore
+
+from ml.keys import ModelKey
+from tasks.base import Task
+
+if TYPE_CHECKING:
+    from tasks.answering import Answering
+
+__all__ = ["PredictTask", "predict"]
+
+log = structlog.get_logger(__name__)
+
+
+class PredictTask(Task):
+    """Holds this process's models and candles; a wrong call is answered by the body, not raised."""
+
+    abstract = True
+    # Each would be one more message to Redis before the answer.
+    track_started = False
+    send_events = False
+
+    def __init__(self) -> None:
+        self._answering: tuple[int, Answering] | None = None
+
+    @property
+    def answering(self) -> Answering:
+        """This process's own, made on first use: connections do not survive a fork."""
+        # Not above: beat and the command line import this module and answer nothing.
+        from tasks.answering import Answering
+
+        if self._answering is None or self._answering[0] != os.getpid():
+            self._answering = (os.getpid(), Answering(self.resources))
+        return self._answering[1]
+
+    def champion_changed(self, key: ModelKey) -> None:
+        """Look at the registry again before this key is answered for."""
+        if self._answering is not None:
+            self.answering.models.forget(key)
+
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The body takes any arguments, and says what is wrong with them."""
+
+    def on_failure(
+        self,
+        exc: Exception,
+        task_id: str,
+        args: Any,  # noqa: ARG002 - Celery's signature
+        kwargs: dict[str, Any],
+        einfo: object,  # noqa: ARG002
+    ) -> None:
+        """No caller shall wait for an answer that will not come."""
+        log.error("prediction_failed", error=str(exc))
+        self.answering.fail(task_id, (kwargs or {}).get("reply_to"))
+
+
+@shared_task(base=PredictTask, bind=True, name="tasks.predict", max_retries=0)
+def predict(self: PredictTask, *args: object, **options: object) -> dict[str, Any]:
+    """Answer a signal or a list of them: ``args = [signals]``, ``options`` may hold ``reply_to``.
+
+    Bad input comes back as a value, ``error``; too much work as ``busy``; neither is recorded.
+
+    Returns:
+        The reply, which where ``reply_to`` names a list is pushed there instead.
+    """
+    handled = self.answering.handle(self.request.id, args, options)
+    if handled.pushed:
+        raise Ignore  # the answer is on its list: no result is stored
+    # A stored result would carry the request's candles back.
+    self.request.update(args=None, kwargs=None)
+    return handled.reply
