@@ -1,0 +1,192 @@
+"""What goes over the wire, without any I/O: the request as bytes, the reply as an outcome.
+
+The request is a task message as Celery itself would send it (protocol 2) in the envelope of kombu's Redis
+transport, so that a worker cannot tell the two apart:
+https://docs.celeryq.dev/en/stable/internals/protocol.html
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import uuid4
+
+from ml.errors import (
+    AlphaPlusError,
+    Busy,
+    CandlesRejected,
+    ConfigRejected,
+    InputRejected,
+    KeyRejected,
+)
+
+__all__ = [
+    "QUEUE",
+    "TASK",
+    "Outcome",
+    "checked_request_id",
+    "checked_timeout",
+    "encode_request",
+    "new_reply_list",
+    "read_reply",
+]
+
+QUEUE: Final = "inference"
+TASK: Final = "tasks.predict"
+REPLY_PREFIX: Final = "alphaplus:reply:"
+MAX_TIMEOUT_SECONDS: Final = 3600.0
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9-]{1,100}")
+
+REJECTIONS: Final[dict[str, type[InputRejected]]] = {
+    kind.__name__: kind for kind in (InputRejected, KeyRejected, CandlesRejected, ConfigRejected)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a request ended: its answers, or the error to raise."""
+
+    request_id: str
+    answers: list[dict[str, Any]]
+    error: AlphaPlusError | None = None
+
+    def unwrap(self) -> list[dict[str, Any]]:
+        """The answers, in the order of the signals.
+
+        Raises:
+            InputRejected: or one of its kinds, as the worker named it.
+            Busy: the worker shed the request.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.answers
+
+
+def new_reply_list() -> str:
+    """The key of a list that only one client reads."""
+    return f"{REPLY_PREFIX}{uuid4()}"
+
+
+def checked_request_id(request_id: str | None) -> str:
+    """The caller's id of the request, or a new one.
+
+    Raises:
+        InputRejected: not 1 to 100 letters, digits and hyphens.
+    """
+    if request_id is None:
+        return str(uuid4())
+    if not (isinstance(request_id, str) and REQUEST_ID.fullmatch(request_id)):
+        raise InputRejected("request_id", request_id, "1 to 100 of A-Z, a-z, 0-9 and -")
+    return request_id
+
+
+def checked_timeout(timeout_seconds: float) -> float:
+    """The timeout, if it is one.
+
+    Raises:
+        ConfigRejected: not a number over 0 and up to an hour.
+    """
+    if not (isinstance(timeout_seconds, int | float) and 0 < timeout_seconds <= MAX_TIMEOUT_SECONDS):
+        raise ConfigRejected(
+            "timeout_seconds", timeout_seconds, f"over 0 and at most {MAX_TIMEOUT_SECONDS:g}"
+        )
+    return float(timeout_seconds)
+
+
+def encode_request(
+    signal: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    *,
+    request_id: str,
+    reply_list: str,
+    timeout_seconds: float,
+    now: datetime,
+) -> bytes:
+    """The bytes to LPUSH on the list ``inference``.
+
+    Args:
+        signal: one signal or a list of them; what the fields mean is the worker's to judge.
+        request_id: becomes the Celery task's id and comes back in the reply.
+        reply_list: where the worker shall push the reply.
+        timeout_seconds: after which no worker shall begin to compute it.
+        now: aware; the sender's wall clock.
+
+    Raises:
+        InputRejected: ``signal`` cannot be written as JSON (NaN, a datetime, a numpy integer).
+    """
+    one_or_many = signal if isinstance(signal, Mapping | str) else list(signal)
+    embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    try:
+        body = json.dumps([[one_or_many], {"reply_to": reply_list}, embed], allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputRejected("signal", str(error), "JSON: text, finite numbers, true, false, null") from error
+    expires = now + timedelta(seconds=timeout_seconds)
+    envelope = {
+        "body": base64.b64encode(body.encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": _headers(request_id, expires.astimezone(UTC).isoformat()),
+        "properties": {
+            "correlation_id": request_id,
+            "reply_to": "",
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": QUEUE},
+            "priority": 0,
+            "body_encoding": "base64",
+            # Of each message its own, also where a caller sends a request again under its first id: the
+            # worker's list of unacknowledged messages is by this tag.
+            "delivery_tag": str(uuid4()),
+        },
+    }
+    return json.dumps(envelope).encode()
+
+
+def read_reply(raw: bytes | str) -> Outcome | None:
+    """What a worker pushed on a reply list; None for what no worker writes, which is nobody's answer."""
+    try:
+        reply = json.loads(raw)
+    except ValueError:
+        return None
+    if not isinstance(reply, dict) or not isinstance(reply.get("id"), str):
+        return None
+    request_id, answers = reply["id"], reply.get("answers")
+    if isinstance(answers, list):
+        return Outcome(request_id, answers)
+    if isinstance(reply.get("busy"), dict):
+        return Outcome(request_id, [], _busy(reply["busy"]))
+    if isinstance(reply.get("error"), dict):
+        return Outcome(request_id, [], _rejection(reply["error"]))
+    return None
+
+
+def _headers(request_id: str, expires: str) -> dict[str, Any]:
+    return {
+        "lang": "py",
+        "task": TASK,
+        "id": request_id,
+        "root_id": request_id,
+        "parent_id": None,
+        "group": None,
+        "eta": None,
+        "expires": expires,
+        "retries": 0,
+        "timelimit": [None, None],
+        "argsrepr": "",  # shown by Flower; a request may hold 100 kB of candles
+        "kwargsrepr": "",
+        "origin": "alphaplus-client",
+        "ignore_result": True,
+    }
+
+
+def _rejection(error: Mapping[str, Any]) -> InputRejected:
+    kind = REJECTIONS.get(str(error.get("type")), InputRejected)
+    return kind(str(error.get("field", "")), error.get("value"), str(error.get("limit", "")))
+
+
+def _busy(busy: Mapping[str, Any]) -> Busy:
+    value, limit = busy.get("value"), busy.get("limit")
+    return Busy(f"the inference workers are busy: {busy.get('reason')} at {value}, limit {limit}; try later")
