@@ -65,6 +65,16 @@ BEAT_SCHEDULE: Final[dict[str, dict[str, Any]]] = {
         "schedule": crontab(minute=1),
         "options": {"queue": MAINTENANCE, "expires": 3_600},
     },
-    # Predictions: resolving their outcomes comes here with its task.
+    # Predictions: answers from Redis into PostgreSQL, and what became of them.
+    "drain-predictions": {
+        "task": "tasks.drain_predictions",
+        "schedule": schedule(2),
+        "options": {"queue": MAINTENANCE, "expires": 2},
+    },
+    "resolve-outcomes": {
+        "task": "tasks.resolve_outcomes",
+        "schedule": crontab(minute="*/5"),
+        "options": {"queue": MAINTENANCE, "expires": 300},
+    },
     # Drift: the hourly check of every champion comes here with its task.
 }  # fmt: skip

@@ -38,6 +38,8 @@ class _Child:
     started: float = 0.0
     start_at: float = 0.0
     failures: int = 0
+    retire_by: float | None = None
+    """Told to end: it is killed at this time, and not started again."""
     reader: threading.Thread | None = field(default=None, repr=False)
 
 
@@ -68,7 +70,7 @@ class Supervisor:
         others_due = time.monotonic()
         try:
             while not stop.is_set():
-                for child in self._children:
+                for child in list(self._children):
                     self._look_after(child)
                 if time.monotonic() >= others_due:
                     look_after_others()
@@ -77,8 +79,27 @@ class Supervisor:
         finally:
             self._end_all()
 
+    def add(self, program: Program) -> None:
+        """One more, started within a moment. From the thread of ``run`` only, as ``retire_last``."""
+        self._children.append(_Child(program))
+
+    def retire_last(self) -> None:
+        """Ask the program that came last to end; it is not started again."""
+        for child in reversed(self._children):
+            if child.retire_by is None:
+                child.retire_by = time.monotonic() + self._stop_seconds
+                if child.process is not None:
+                    child.process.terminate()
+                return
+
     def _look_after(self, child: _Child) -> None:
         now = time.monotonic()
+        if child.retire_by is not None and (child.process is None or child.process.poll() is not None):
+            self._children.remove(child)
+            self._write(child.program.name, "ended, as told")
+            return
+        if child.retire_by is not None and now >= child.retire_by and child.process is not None:
+            self._kill_group(child.process)
         if child.process is None:
             if now >= child.start_at:
                 self._start(child)

@@ -18,7 +18,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from runtime.queues import MAINTENANCE, TRAINING
+from runtime.queues import INFERENCE, MAINTENANCE, TRAINING
 from worker import processes
 
 pytestmark = pytest.mark.servers
@@ -55,13 +55,14 @@ def test_file_follows_the_compose_schema() -> None:
 
 
 def test_services_are_the_ones_of_the_first_version() -> None:
-    assert set(SERVICES) == {"redis", "timescaledb", "migrate", "beat", "training", "maintenance", "flower"}
+    assert set(SERVICES) == {"redis", "timescaledb", "migrate", "beat", "training", "maintenance", "inference", "flower"}
 
 
 def test_command_lines_are_those_that_the_project_starts_itself() -> None:
     expected = {
         "training": processes.worker_argv(TRAINING),
         "maintenance": processes.worker_argv(MAINTENANCE),
+        "inference": processes.worker_argv(INFERENCE),
         "beat": processes.beat_argv(),
         "flower": processes.flower_argv(),
     }
@@ -127,7 +128,7 @@ def test_redis_keeps_every_message() -> None:
     assert SERVICES["redis"]["volumes"] == ["redis-data:/data"]
 
 
-@pytest.mark.parametrize("name", ["training", "maintenance"])
+@pytest.mark.parametrize("name", ["training", "maintenance", "inference"])
 def test_worker_starts_after_the_migration_and_is_asked_to_hand_its_tasks_back(name: str) -> None:
     assert SERVICES[name]["environment"]["REMAP_SIGTERM"] == "SIGQUIT"
     assert SERVICES[name]["depends_on"] == {

@@ -134,8 +134,8 @@ def _alphaplus() -> list[str]:
 
 def _wait_until_ready(console: Console, up: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    with console.status("starting PostgreSQL, Valkey, beat, two workers, Flower"):
-        while log.read_text(errors="replace").count(" ready.") < 2:
+    with console.status("starting PostgreSQL, Valkey, beat, four workers, Flower"):
+        while log.read_text(errors="replace").count(" ready.") < 4:
             if up.poll() is not None or time.monotonic() > deadline:
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
                 raise StopForOperator(f"the system does not start; the end of {log}:\n{tail}")

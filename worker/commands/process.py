@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ml.errors import StopForOperator
-from runtime.queues import MAINTENANCE, QUEUES, TRAINING
+from runtime.queues import INFERENCE, MAINTENANCE, QUEUES, TRAINING
 from runtime.server_record import ServerRecord
 from runtime.settings import Settings, load_settings, servers_configured
 from worker.processes import (
@@ -35,6 +35,7 @@ from worker.supervisor import Program, Supervisor
 __all__ = ["beat", "flower", "up", "worker"]
 
 STOP_SECONDS = SOFT_SHUTDOWN_SECONDS + 10.0
+MAX_PROCESSES = 64
 COLORS = ("cyan", "green", "magenta", "yellow", "blue")
 
 
@@ -42,16 +43,55 @@ COLORS = ("cyan", "green", "magenta", "yellow", "blue")
 @click.argument("queues", nargs=-1, required=True, metavar="QUEUE...", type=click.Choice(QUEUES))
 @click.option("--concurrency", type=int, help="Children or threads; by default what suits the queue.")
 @click.option("--name", help="The node's name before @host.  [default: the queues and the process id]")
-def worker(queues: tuple[str, ...], concurrency: int | None, name: str | None) -> None:
-    """A worker of one or more queues: training, drift, inference, maintenance.
+@click.option(
+    "--processes",
+    type=click.IntRange(1, MAX_PROCESSES),
+    help="A pool of so many workers, restarted when they die; SIGTTIN adds one, SIGTTOU takes one away.",
+)
+def worker(queues: tuple[str, ...], concurrency: int | None, name: str | None, processes: int | None) -> None:
+    """A worker of one or more queues: training, drift, inference, maintenance; or a pool of them.
 
     Start as many as you like, on as many machines. SIGTERM lets a task end for up to 20 s, then hands
-    it back to its queue; without one it ends at once.
+    it back to its queue; without one it ends at once. An inference worker answers one request at a time:
+    scale it by --processes.
     """
     _require_servers(load_settings())
     name = name or f"{'-'.join(queues)}-{os.getpid()}"
+    if processes is None:
+        become(worker_argv(*queues, concurrency=concurrency, name=name), worker_environment(os.environ))
+    else:
+        _run_pool(lambda place: _pool_member(queues, concurrency, f"{name}-{place}"), processes)
+
+
+def _pool_member(queues: Sequence[str], concurrency: int | None, name: str) -> Program:
     argv = worker_argv(*queues, concurrency=concurrency, name=name)
-    become(argv, worker_environment(os.environ))
+    return Program(name=name, argv=argv, environment=worker_environment(os.environ))
+
+
+def _run_pool(member: Callable[[int], Program], processes: int) -> None:
+    """Keep ``processes`` members running, as many more or fewer as signals have asked for since."""
+    stop = threading.Event()
+    asked: list[int] = []
+    programs = [member(place) for place in range(1, processes + 1)]
+    supervisor = Supervisor(
+        programs, _LineWriter(Console(highlight=False, soft_wrap=True), programs), stop_seconds=STOP_SECONDS
+    )
+    size, started = processes, processes
+
+    def scale() -> None:
+        nonlocal size, started
+        while asked:
+            if asked.pop(0) == signal.SIGTTIN and size < MAX_PROCESSES:
+                size, started = size + 1, started + 1
+                supervisor.add(member(started))
+            elif size > 1:
+                size -= 1
+                supervisor.retire_last()
+
+    for number in (signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(number, lambda number, _frame: asked.append(number))
+    with _stops(stop):
+        supervisor.run(stop, scale)
 
 
 @click.command(short_help="The scheduler.")
@@ -74,7 +114,15 @@ def flower() -> None:
 
 
 @click.command(short_help="Servers, beat and workers in this terminal; Ctrl-C stops all.")
-def up() -> None:
+@click.option(
+    "--inference",
+    "inference_workers",
+    type=click.IntRange(1, MAX_PROCESSES),
+    default=2,
+    show_default=True,
+    help="Inference workers.",
+)
+def up(inference_workers: int) -> None:
     """Servers, beat, a worker for each queue and Flower, in this terminal; Ctrl-C stops all.
 
     Starts PostgreSQL and Valkey under the data folder unless ALPHAPLUS_DATABASE_URL and
@@ -89,7 +137,7 @@ def up() -> None:
         from db.schema import upgrade
 
         upgrade(settings.required_database_url)
-        programs = _programs(settings, colored=console.is_terminal)
+        programs = _programs(settings, inference_workers, colored=console.is_terminal)
         _greet(console, settings, programs)
         write = _LineWriter(console, programs)
         Supervisor(programs, write, stop_seconds=STOP_SECONDS).run(stop, look_after_servers)
@@ -111,17 +159,20 @@ def _require_servers(settings: Settings) -> None:
     _ = settings.required_redis_url, settings.required_database_url
 
 
-def _programs(settings: Settings, *, colored: bool) -> list[Program]:
+def _programs(settings: Settings, inference_workers: int, *, colored: bool) -> list[Program]:
     environment = dict(os.environ)
     if colored and "ALPHAPLUS_LOG_FORMAT" not in environment:
         environment["ALPHAPLUS_LOG_FORMAT"] = "console"  # through a pipe a program sees no terminal
     flower_options = flower_environment(environment, settings.data_dir)
     flower_options["FLOWER_PORT"] = str(_free_port(int(flower_options["FLOWER_PORT"])))
-    pools = (TRAINING, MAINTENANCE)
+    workers = {TRAINING: TRAINING, MAINTENANCE: MAINTENANCE}
+    workers |= {f"{INFERENCE}-{place}": INFERENCE for place in range(1, inference_workers + 1)}
     return [
         *(
-            Program(name=pool, argv=worker_argv(pool), environment=worker_environment(environment))
-            for pool in pools
+            Program(
+                name=name, argv=worker_argv(queue, name=name), environment=worker_environment(environment)
+            )
+            for name, queue in workers.items()
         ),
         Program(name="beat", argv=beat_argv(), environment=environment),
         Program(name="flower", argv=flower_argv(), environment=flower_options),
@@ -146,6 +197,7 @@ def _greet(console: Console, settings: Settings, programs: list[Program]) -> Non
     console.print(f"Flower    http://127.0.0.1:{flower['FLOWER_PORT']} (user {user}, password in {where})")
     console.print("Schedule  alphaplus schedule status")
     console.print("Train     celery call tasks.train --args BTCUSDT,trending")
+    console.print("Ask       alphaplus predict BTCUSDT")
     console.print("Ctrl-C stops everything.\n")
 
 
@@ -158,7 +210,7 @@ class _LineWriter:
         self._color = {program.name: COLORS[index % len(COLORS)] for index, program in enumerate(programs)}
 
     def __call__(self, name: str, line: str) -> None:
-        prefix = Text(f"{name:>{self._width}} │ ", style=self._color[name])
+        prefix = Text(f"{name:>{self._width}} │ ", style=self._color.get(name, COLORS[0]))
         self._console.print(prefix + Text.from_ansi(line))
 
 
