@@ -33,6 +33,7 @@ MAX_FEATURE: Final = 1e30
 CLOCK_SKEW: Final = timedelta(seconds=5)
 """A caller's clock may be ahead of ours by so much."""
 YEAR_9999_MS: Final = 253_402_300_800_000
+LARGEST: Final = float(np.finfo(np.float64).max)
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 OHLCV_COLUMNS: Final = 6
 
@@ -265,6 +266,6 @@ def _first_bad_row(rows: list[object]) -> CandlesRejected:
         if not isinstance(row, list) or len(row) != OHLCV_COLUMNS:
             return CandlesRejected(f"candles[{index}]", _kind(row), limit)
         for value in row:
-            if type(value) not in (int, float) or abs(value) > np.finfo(np.float64).max:
+            if type(value) not in (int, float) or abs(value) > LARGEST:
                 return CandlesRejected(f"candles[{index}]", _kind(value), limit)
     return CandlesRejected("candles", _kind(rows), f"rows of {limit}")
