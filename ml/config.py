@@ -11,7 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ml.errors import ConfigRejected
 
-__all__ = ["FitConfig", "GateConfig", "LabelConfig", "SplitConfig", "TrainingConfig", "canonical_json"]
+__all__ = [
+    "FitConfig",
+    "GateConfig",
+    "LabelConfig",
+    "LiveConfig",
+    "SplitConfig",
+    "TrainingConfig",
+    "canonical_json",
+]
 
 
 class _Frozen(BaseModel):
@@ -63,6 +71,23 @@ class FitConfig(_Frozen):
     threads: int = Field(2, ge=1, le=64, description="part of the identity: sums depend on their order")
 
 
+class LiveConfig(_Frozen):
+    """What outcomes of live answers do to the fit: nothing, unless ``error_weight`` is over 0.
+
+    Off by default: measured, it helped nobody (docs/learning.md, "Learning from live outcomes").
+    """
+
+    error_weight: float = Field(
+        0.0, ge=0, le=1, description="1: a row's weight is proportional to the served squared error"
+    )
+    min_outcomes: int = Field(500, ge=1, description="served rows in the fit part; fewer change nothing")
+
+    @property
+    def weighs(self) -> bool:
+        """Whether live outcomes are read at all."""
+        return self.error_weight > 0
+
+
 class GateConfig(_Frozen):
     """What a challenger must pass to become champion."""
 
@@ -91,6 +116,7 @@ class TrainingConfig(_Frozen):
     split: SplitConfig = SplitConfig()
     fit: FitConfig = FitConfig()
     gates: GateConfig = GateConfig()
+    live: LiveConfig = LiveConfig()
 
     @model_validator(mode="after")
     def _shares_leave_a_fit_span(self) -> Self:
@@ -113,12 +139,16 @@ class TrainingConfig(_Frozen):
             raise ConfigRejected(field, first.get("input"), first["msg"]) from error
 
     def digest(self) -> str:
-        """sha256 of the canonical JSON of every option, in hex."""
-        return _digest(self.model_dump(mode="json"))
+        """sha256 of the canonical JSON of every option, in hex.
+
+        ``live`` counts only where it is on: what was trained before it existed is what is trained without it.
+        """
+        return _digest(self.model_dump(mode="json", exclude=None if self.live.weighs else {"live"}))
 
     def fit_digest(self) -> str:
         """sha256 of the options that change the shared fit, so that gates may change without refitting."""
-        return _digest(self.model_dump(mode="json", include={"pool", "labels", "split", "fit"}))
+        changing = {"pool", "labels", "split", "fit"} | ({"live"} if self.live.weighs else set())
+        return _digest(self.model_dump(mode="json", include=changing))
 
 
 def canonical_json(value: object) -> bytes:

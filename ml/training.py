@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ml.artifact import Model, Predictor, booster_margin, load_booster, sha256_hex, verify
 from ml.calibration import choose_threshold, fit_calibration, fit_return_bins
@@ -25,6 +26,7 @@ from ml.evaluation import BLOCK_HORIZONS, Evaluation, evaluate
 from ml.fallback import unfit_regimes
 from ml.keys import ALL_REGIMES, REGIMES, ModelKey, interval_duration
 from ml.labels import recency_weight
+from ml.live_weights import ServedConfidence, live_weights
 from ml.novelty import make_ranges
 from ml.promotion import Comparison
 from ml.rows import SignalRows
@@ -62,7 +64,7 @@ class FittedBooster:
     times: SplitTimes
     trees: int
     rows: Mapping[str, int]
-    """Rows by part: fit, early_stop."""
+    """Rows by part: fit, early_stop; where live outcomes weigh, how many of fit were served as well."""
     symbols: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -143,6 +145,7 @@ def fit_booster(
     *,
     interval: str,
     times: SplitTimes | None = None,
+    served: ServedConfidence | None = None,
     on_round: OnRound | None = None,
 ) -> FittedBooster:
     """Grow trees on the fit part of ``rows``; its newest part says how many.
@@ -151,9 +154,10 @@ def fit_booster(
 
     Args:
         rows: the pooled rows (``pool_rows``), sorted by close time, of one interval.
-        config: ``split`` and ``fit`` are read.
+        config: ``split``, ``fit`` and ``live`` are read.
         interval: of the candles the rows come from.
         times: boundaries of the parts; by default quantiles of ``rows``.
+        served: what champions answered live of these rows, where ``config.live`` weighs it.
         on_round: called after each tree with (trees so far, most trees); what it raises stops the fit.
 
     Raises:
@@ -162,7 +166,9 @@ def fit_booster(
     times = times or split_times(rows, config.split)
     parts = split(rows, times, embargo=config.split.embargo_bars * interval_duration(interval))
     check_fit_rows(rows, parts, config)
-    booster = _train(rows.take(parts.fit), rows.take(parts.early_stop), config.fit, on_round)
+    fit = rows.take(parts.fit)
+    live = live_weights(fit, served, config.live)
+    booster = _train(fit, live.factor, rows.take(parts.early_stop), config.fit, on_round)
     ubjson = bytes(booster.save_raw("ubj"))
     return FittedBooster(
         ubjson=ubjson,
@@ -172,7 +178,8 @@ def fit_booster(
         importance=_importance(booster, rows.feature_names),
         times=times,
         trees=booster.num_boosted_rounds(),
-        rows={"fit": len(parts.fit), "early_stop": len(parts.early_stop)},
+        rows={"fit": len(fit), "early_stop": len(parts.early_stop)}
+        | ({"served": live.outcomes} if config.live.weighs else {}),
         symbols=rows.symbols,
     )
 
@@ -323,7 +330,13 @@ def compare(challenger: Challenger, champion: Predictor, config: TrainingConfig)
     )
 
 
-def _train(fit: SignalRows, stop: SignalRows, config: FitConfig, on_round: OnRound | None) -> Booster:
+def _train(
+    fit: SignalRows,
+    factor: NDArray[np.float64],
+    stop: SignalRows,
+    config: FitConfig,
+    on_round: OnRound | None,
+) -> Booster:
     # Imported here: xgboost starts OpenMP threads, which must not exist before a worker forks.
     import xgboost as xgb
 
@@ -333,7 +346,8 @@ def _train(fit: SignalRows, stop: SignalRows, config: FitConfig, on_round: OnRou
                 on_round(epoch + 1, config.n_estimators)
             return False
 
-    weight = fit.uniqueness * recency_weight(fit.close_time, half_life_days=config.recency_half_life_days)
+    recency = recency_weight(fit.close_time, half_life_days=config.recency_half_life_days)
+    weight = fit.uniqueness * recency * factor
     shared = {"feature_names": list(fit.feature_names), "max_bin": config.max_bin, "nthread": config.threads}
     grown_on = xgb.QuantileDMatrix(fit.features, fit.label, weight=weight / weight.mean(), **shared)
     watched = xgb.QuantileDMatrix(stop.features, stop.label, weight=stop.uniqueness, ref=grown_on, **shared)

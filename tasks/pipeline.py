@@ -13,13 +13,15 @@ from ml.artifact import Predictor
 from ml.candles import Candles
 from ml.dataset import check_candles, label_signals, read_market
 from ml.errors import ArtifactCorrupt, KeyRejected, RetryLater, TrainingRefused
+from ml.live_weights import ServedConfidence
 from ml.noise import clean
 from ml.promotion import decide
 from ml.rows import SignalRows
 from ml.training import Challenger, FittedBooster, compare, fit_booster, fit_key, pool_rows
 from tasks.promotion import Judged, save_challenger
 from tasks.run import Run
-from tasks.shared_fit import Slot, find_or_begin, fit_address, save_fit
+from tasks.served import served_confidence
+from tasks.shared_fit import Slot, find_or_begin, fit_address, pool_symbols, save_fit
 from tasks.stored_model import load
 
 __all__ = ["train_key"]
@@ -39,15 +41,16 @@ def train_key(run: Run) -> dict[str, Any]:
         LeaseLost: another worker took the job.
     """
     known = _known_candles(run)
-    slot = fit_address(run.key, run.config, known)
+    served = _served(run, known)
+    slot = fit_address(run.key, run.config, known, served)
     found = find_or_begin(run, slot.address)
     symbols = slot.symbols if found is None else (run.key.symbol,)
     tables, left_out = _signal_rows(run, known, symbols)
-    fitted = _fit(run, slot, tables, found)
+    fitted = _fit(run, slot, tables, served, found)
     rows = tables[run.key.symbol]
     judged = _judge(run, rows, fitted, reused=found is not None, left_out=left_out)
     with run.lease.stage("save"):
-        return _save(run, judged)
+        return _save(run, judged, live_outcomes=fitted.rows.get("served", 0))
 
 
 def _known_candles(run: Run) -> Mapping[str, str]:
@@ -63,6 +66,15 @@ def _known_candles(run: Run) -> Mapping[str, str]:
             "import some with `alphaplus candles import` or `alphaplus candles sync`",
         )
     return known
+
+
+def _served(run: Run, known: Mapping[str, str]) -> ServedConfidence | None:
+    """What champions answered live of the pool's signals; None where the options ask for nothing of it."""
+    if not run.config.live.weighs:
+        return None
+    symbols = pool_symbols(run.key, run.config, known)
+    with run.resources.transaction() as session:
+        return served_confidence(session, symbols, run.key.interval, cut=run.job.as_of)
 
 
 def _signal_rows(
@@ -119,6 +131,7 @@ def _fit(
     run: Run,
     slot: Slot,
     tables: Mapping[str, SignalRows],
+    served: ServedConfidence | None,
     found: FittedBooster | None,
 ) -> FittedBooster:
     """The shared fit: the one found, or made now from the pool's rows and kept for the next job."""
@@ -130,6 +143,7 @@ def _fit(
             pooled,
             run.config,
             interval=run.key.interval,
+            served=served,
             on_round=lambda done, most: run.lease.progress(done / most),
         )
         save_fit(run, slot.address, fitted)
@@ -178,9 +192,9 @@ def _incumbent(session: Session, champion: registry.ModelRow, challenger: Challe
     return incumbent if same else None
 
 
-def _save(run: Run, judged: Judged) -> dict[str, Any]:
+def _save(run: Run, judged: Judged, *, live_outcomes: int) -> dict[str, Any]:
     with run.resources.transaction() as session:
         run.lease.require(session)
-        outcome = save_challenger(session, run, judged)
+        outcome = save_challenger(session, run, judged) | {"live_outcomes": live_outcomes}
         run.lease.finish(session, outcome=outcome, model_id=outcome["model_id"])
     return {"state": "succeeded", **outcome}

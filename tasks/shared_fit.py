@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from db import artifacts, jobs
 from ml.config import TrainingConfig
 from ml.dataset import FEATURE_SET
 from ml.keys import ModelKey
+from ml.live_weights import ServedConfidence
 from ml.training import FittedBooster, library_versions
 from tasks.base import Resources
 from tasks.run import Run
 
-__all__ = ["Slot", "find_or_begin", "fit_address", "save_fit"]
+__all__ = ["Slot", "find_or_begin", "fit_address", "pool_symbols", "save_fit"]
 
 POLL_SECONDS = 0.2
 
@@ -34,14 +36,25 @@ class Slot:
     """Whose candles it learns from, sorted."""
 
 
-def fit_address(key: ModelKey, config: TrainingConfig, known: Mapping[str, str]) -> Slot:
-    """The content address of a fit: every option, feature and candle that could change a tree.
+def pool_symbols(key: ModelKey, config: TrainingConfig, known: Iterable[str]) -> tuple[str, ...]:
+    """Whose candles the fit of ``key`` learns from, sorted, of all symbols that have some."""
+    return tuple(sorted(known)) if config.pool == "all" else (key.symbol,)
+
+
+def fit_address(
+    key: ModelKey, config: TrainingConfig, known: Mapping[str, str], served: ServedConfidence | None = None
+) -> Slot:
+    """The content address of a fit: every option, feature, candle and live outcome that could change a tree.
 
     Args:
+        key: whose fit it is.
+        config: its options.
         known: symbol -> fingerprint of its candles as known at the data cut.
+        served: what champions answered live, where it weighs (``config.live``); None has the address of a
+            fit that knows nothing of it.
     """
-    symbols = tuple(sorted(known)) if config.pool == "all" else (key.symbol,)
-    content = {
+    symbols = pool_symbols(key, config, known)
+    content: dict[str, Any] = {
         "interval": key.interval,
         "options": config.fit_digest(),
         "features": FEATURE_SET,
@@ -50,6 +63,8 @@ def fit_address(key: ModelKey, config: TrainingConfig, known: Mapping[str, str])
         # A fit on the key's own rows is nobody else's.
         "regime": key.regime if config.pool == "key" else None,
     }
+    if served is not None:
+        content["live"] = served.digest()
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return Slot(address=hashlib.sha256(canonical.encode()).hexdigest(), symbols=symbols)
 
