@@ -34,6 +34,7 @@ RUN_VARIABLE = "RETRAINING_TEST_RUN"
 SERVERS_START_SECONDS = 90
 KEEPER_STOP_SECONDS = 60
 TEMPLATE = "alphaplus_template"
+TRAINED = "alphaplus_trained"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -152,6 +153,29 @@ def database_url(servers: ServerRecord, _admin: psycopg2.extensions.connection) 
     """A fresh database at the head of the migrations."""
     with _database(servers, _admin, TEMPLATE) as url:
         yield url
+
+
+@pytest.fixture
+def trained_database_url(servers: ServerRecord, _admin: psycopg2.extensions.connection) -> Iterator[str]:
+    """A database of the test's own with real candles and champions: see `tests/trained.py`."""
+    with _once("trained") as first:
+        if first:
+            from tests.trained import fill
+
+            with _admin.cursor() as cursor:
+                cursor.execute(f"CREATE DATABASE {TRAINED} TEMPLATE {TEMPLATE}")
+            fill(_database_url(servers, TRAINED))
+    with _database(servers, _admin, TRAINED) as url:
+        yield url
+
+
+@pytest.fixture
+def trained_env(base_env: dict[str, str], trained_database_url: str, redis_url: str) -> dict[str, str]:
+    """`base_env` with that database, the test's broker, and a replay that begins after the data cut."""
+    from tests.trained import REPLAY_ENV
+
+    servers = {"ALPHAPLUS_DATABASE_URL": trained_database_url, "ALPHAPLUS_REDIS_URL": redis_url}
+    return base_env | servers | REPLAY_ENV
 
 
 @contextlib.contextmanager
