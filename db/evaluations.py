@@ -14,8 +14,9 @@ from db.base import Json
 from db.models import EvaluationRow
 from ml.evaluation import Evaluation
 from ml.keys import ModelKey
+from ml.live_accuracy import LiveAccuracy
 
-__all__ = ["EvaluationRow", "recent", "record"]
+__all__ = ["EvaluationRow", "recent", "record", "record_live"]
 
 
 def record(
@@ -73,6 +74,41 @@ def record(
         .returning(EvaluationRow.id)
     )
     return added.scalar_one_or_none() is not None
+
+
+def record_live(
+    session: Session, *, key: ModelKey, model_id: int, accuracy: LiveAccuracy, as_of: datetime
+) -> None:
+    """Keep what live answers came to, as one more row of kind ``live``.
+
+    ``brier_skill`` stays empty: a training's is over a constant forecast, a live one over the pattern's own
+    confidence, and one column of both would compare what cannot be. It is in ``metrics``.
+
+    Args:
+        session: the caller's.
+        key: symbol, interval, and the regime that the market was in.
+        model_id: the newest that answered; a fallback's is of another key.
+        accuracy: the numbers, with ``answered`` over 0.
+        as_of: the clock's now.
+    """
+    session.add(
+        EvaluationRow(
+            symbol=key.symbol,
+            interval=key.interval,
+            regime=key.regime,
+            model_id=model_id,
+            kind="live",
+            as_of=as_of,
+            rows=accuracy.answered,
+            base_rate=accuracy.base_rate,
+            precision=accuracy.precision.value,
+            recall=accuracy.hits_kept.value,
+            brier=accuracy.brier.value,
+            net_return_atr=accuracy.net_return_accepted_atr.value,
+            metrics=accuracy.to_json(),
+        )
+    )
+    session.flush()
 
 
 def recent(session: Session, key: ModelKey, limit: int) -> Sequence[EvaluationRow]:

@@ -1,0 +1,113 @@
+"""Answers with what became of them, key by key: what live accuracy is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ml.candles import to_datetime64
+from ml.keys import ModelKey
+from ml.live_accuracy import ResolvedSignals
+
+__all__ = ["KeyOutcomes", "keys", "read"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyOutcomes:
+    """One key's resolved signals of a span."""
+
+    signals: ResolvedSignals
+    horizon: timedelta
+    """The longest of theirs."""
+    newest_model_id: int | None
+    """Of the models that answered; None where none did."""
+
+
+def keys(session: Session) -> list[ModelKey]:
+    """Every key with a prediction, in order."""
+    return [ModelKey(*row) for row in session.execute(_KEYS)]
+
+
+def read(session: Session, key: ModelKey, *, since: datetime, until: datetime) -> KeyOutcomes | None:
+    """The key's signals of a span, each once, whose horizon ended by ``until`` and that are resolved.
+
+    Asked for again, a signal counts once, with its first answer (or, where there is none, its first
+    abstention): a caller who repeats himself would otherwise weigh more than the market. Answers of shadow
+    models do not count.
+
+    Args:
+        session: the caller's.
+        key: symbol, interval, and the regime that the market was in, whichever model answered.
+        since: signal time, included.
+        until: end of the horizon, included, so that slow outcomes are as many as quick ones.
+
+    Returns:
+        None where there is no such signal.
+    """
+    rows = session.execute(
+        _READ,
+        {
+            "symbol": key.symbol,
+            "interval": key.interval,
+            "regime": key.regime,
+            "since": since,
+            "until": until,
+        },
+    ).all()
+    if not rows:
+        return None
+    return KeyOutcomes(
+        signals=ResolvedSignals(
+            signal_time=np.array([to_datetime64(row.signal_time) for row in rows], dtype="datetime64[us]"),
+            label=_floats(rows, "label"),
+            net_return_atr=_floats(rows, "net_return_atr"),
+            confidence=_floats(rows, "confidence"),
+            threshold=_floats(rows, "threshold"),
+            pattern_confidence=_floats(rows, "pattern_confidence"),
+            accepted=np.array([row.decision == "accept" for row in rows]),
+            abstain_reason=tuple(row.abstain_reason for row in rows),
+            unresolved=tuple(row.unresolved for row in rows),
+        ),
+        horizon=max(row.horizon_end - row.signal_time for row in rows),
+        newest_model_id=max((row.answered_by for row in rows if row.answered_by is not None), default=None),
+    )
+
+
+def _floats(rows: Sequence[sa.Row[Any]], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """NULL becomes NaN."""
+    return np.array([getattr(row, name) for row in rows], dtype=np.float64)
+
+
+# Hops from key to key along the index: there are few keys and many predictions.
+_KEYS = sa.text("""
+    WITH RECURSIVE keys AS (
+        (SELECT symbol, interval, regime FROM ml_performance_tracking
+         ORDER BY symbol, interval, regime LIMIT 1)
+        UNION ALL
+        SELECT next.* FROM keys CROSS JOIN LATERAL (
+            SELECT symbol, interval, regime FROM ml_performance_tracking
+            WHERE (symbol, interval, regime) > (keys.symbol, keys.interval, keys.regime)
+            ORDER BY symbol, interval, regime LIMIT 1
+        ) AS next
+    )
+    SELECT symbol, interval, regime FROM keys
+""")
+
+_READ = sa.text("""
+    SELECT DISTINCT ON (signal_time, direction)
+           signal_time, horizon_end, label, net_return_atr, confidence, pattern_confidence, decision,
+           abstain_reason, CAST(metadata ->> 'threshold' AS float8) AS threshold,
+           metadata ->> 'unresolved' AS unresolved,
+           CASE WHEN confidence IS NOT NULL THEN model_id END AS answered_by
+    FROM ml_performance_tracking
+    WHERE symbol = :symbol AND interval = :interval AND regime = :regime
+      AND signal_time >= :since AND signal_time < :until AND horizon_end <= :until
+      AND resolved_at IS NOT NULL AND role = 'champion'
+    ORDER BY signal_time, direction, confidence IS NULL, as_of, id
+""")

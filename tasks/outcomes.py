@@ -1,0 +1,197 @@
+"""tasks.resolve_outcomes: what became of the answers given, and how right they were."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+from itertools import groupby
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from celery import shared_task
+from sqlalchemy.orm import Session
+
+from db import candles, evaluations, outcomes, predictions, registry
+from db.locks import lock
+from ml.config import LabelConfig, TrainingConfig
+from ml.evaluation import BLOCK_HORIZONS
+from ml.keys import ModelKey, interval_duration
+from ml.live_accuracy import LiveAccuracy
+from ml.live_accuracy import live_accuracy as judge
+from ml.outcomes import GIVEN_UP_AFTER, OpenSignal, Resolution, resolve
+from tasks.base import Resources, Task
+
+__all__ = ["live_accuracy", "resolve_due", "resolve_outcomes"]
+
+BATCH: Final = 1000
+SECONDS: Final = 20.0
+"""After so long the rest is left to the next run."""
+SAMPLES: Final = 1000
+
+log = structlog.get_logger(__name__)
+
+
+@shared_task(base=Task, bind=True, name="tasks.resolve_outcomes", ignore_result=True)
+def resolve_outcomes(self: Task) -> dict[str, Any]:
+    """Write the outcomes that are known by now, and keep the live accuracy of the keys that got some.
+
+    Returns:
+        As ``resolve_due``.
+    """
+    return resolve_due(self.resources)
+
+
+def resolve_due(resources: Resources) -> dict[str, Any]:
+    """Resolve what is due, a batch a transaction, until nothing more is or ``SECONDS`` have passed.
+
+    A second run finds nothing due. The accuracy comes last, in a transaction of its own: a run killed before
+    it leaves that to the key's next outcome, for it is made of all of them each time.
+
+    Returns:
+        How many got a label and how many cannot have one, and the keys.
+    """
+    settings, now = resources.settings, resources.clock.now()
+    config = TrainingConfig.from_mapping(settings.training)
+    until = time.monotonic() + SECONDS
+    resolved: list[tuple[ModelKey, bool]] = []
+    after: tuple[datetime, UUID] | None = None
+    more = True
+    while more and time.monotonic() < until:
+        with resources.transaction() as session:
+            found, after = _resolve_batch(session, now=now, labels=config.labels, after=after)
+        resolved += found
+        more = after is not None
+    keys = sorted({key for key, _ in resolved})
+    since = now - timedelta(days=settings.live_window_days)
+    with resources.transaction() as session:
+        _record_live(session, keys, since=since, now=now, samples=config.bootstrap_samples)
+    labelled = sum(has_label for _, has_label in resolved)
+    done = {"labelled": labelled, "unlabelled": len(resolved) - labelled, "keys": [str(key) for key in keys]}
+    log.info("outcomes_resolved", **done)
+    return done
+
+
+def _resolve_batch(
+    session: Session, *, now: datetime, labels: LabelConfig, after: tuple[datetime, UUID] | None = None
+) -> tuple[list[tuple[ModelKey, bool]], tuple[datetime, UUID] | None]:
+    """Write the outcomes of at most ``BATCH`` due predictions; the others stay open.
+
+    Two who do this at once take turns, and the second finds what the first left.
+
+    Args:
+        session: the caller's.
+        now: the clock's.
+        labels: for answers that no model gave; a model's are those it was trained with.
+        after: where the batch before ended.
+
+    Returns:
+        (key, whether it got a label) of each that was resolved; and where this batch ended, or None where
+        nothing more is due.
+    """
+    lock(session, "outcomes")
+    batch = predictions.due(session, now, BATCH, after=after)
+    configs = _label_configs(session, batch)
+    resolved: list[tuple[ModelKey, bool]] = []
+    written: list[predictions.Outcome] = []
+    for row, found in _resolutions(session, batch, configs, labels, now):
+        if found is not None:
+            written.append(_outcome(row, found, now))
+            resolved.append((row.key, found.label is not None))
+    predictions.resolve(session, written)
+    last = batch[-1] if len(batch) == BATCH else None
+    return resolved, None if last is None else (last.horizon_end, last.id)
+
+
+def live_accuracy(
+    session: Session, *, since: datetime, until: datetime, samples: int = SAMPLES
+) -> list[tuple[ModelKey, LiveAccuracy]]:
+    """How right the answers were to signals from ``since`` on whose horizon ended by ``until``, key by key.
+
+    Args:
+        session: the caller's.
+        since: of the signals' times; aware.
+        until: of the horizons' ends; aware.
+        samples: bootstrap resamples.
+
+    Returns:
+        In the order of the keys; those without a resolved signal are left out.
+    """
+    judged = _judge(session, outcomes.keys(session), since=since, until=until, samples=samples)
+    return [(key, accuracy) for key, accuracy, _ in judged]
+
+
+def _judge(
+    session: Session, keys: Iterable[ModelKey], *, since: datetime, until: datetime, samples: int
+) -> Iterator[tuple[ModelKey, LiveAccuracy, int | None]]:
+    """With the newest model that answered."""
+    for key in keys:
+        found = outcomes.read(session, key, since=since, until=until)
+        if found is not None:
+            accuracy = judge(found.signals, block=BLOCK_HORIZONS * found.horizon, samples=samples)
+            yield key, accuracy, found.newest_model_id
+
+
+def _record_live(
+    session: Session, keys: Iterable[ModelKey], *, since: datetime, now: datetime, samples: int
+) -> None:
+    for key, accuracy, model_id in _judge(session, keys, since=since, until=now, samples=samples):
+        if accuracy.answered and model_id is not None:
+            evaluations.record_live(session, key=key, model_id=model_id, accuracy=accuracy, as_of=now)
+
+
+def _label_configs(
+    session: Session, batch: Iterable[predictions.Prediction]
+) -> dict[int | None, LabelConfig]:
+    models = registry.by_id(session, {row.model_id for row in batch if row.model_id is not None})
+    return {
+        model_id: LabelConfig.model_validate(model.config.get("labels", {}))
+        for model_id, model in models.items()
+    }
+
+
+def _resolutions(
+    session: Session,
+    batch: Iterable[predictions.Prediction],
+    configs: Mapping[int | None, LabelConfig],
+    labels: LabelConfig,
+    now: datetime,
+) -> Iterator[tuple[predictions.Prediction, Resolution | None]]:
+    """Each prediction with what is known of it, series by series, so that each is read once."""
+    by_series = sorted(batch, key=lambda row: (row.symbol, row.interval))
+    for (symbol, interval), group in groupby(by_series, key=lambda row: (row.symbol, row.interval)):
+        rows = list(group)
+        step = interval_duration(interval)
+        settings = [configs.get(row.model_id, labels) for row in rows]
+        longest = max(config.horizon_bars for config in settings)
+        times = [row.signal_time for row in rows]
+        series = candles.read(
+            session,
+            symbol,
+            interval,
+            known_at=now,
+            start=min(times) - step,
+            end=max(times) + longest * step + GIVEN_UP_AFTER,
+        )
+        for row, config in zip(rows, settings, strict=True):
+            yield row, resolve(series, _open_signal(row), config, now=now)
+
+
+def _open_signal(row: predictions.Prediction) -> OpenSignal:
+    return OpenSignal(
+        signal_time=row.signal_time, direction=row.direction, entry_price=row.entry_price, atr=row.atr
+    )
+
+
+def _outcome(row: predictions.Prediction, found: Resolution, now: datetime) -> predictions.Outcome:
+    notes = {"unresolved": found.unresolved, "stored_close": found.stored_close}
+    return predictions.Outcome(
+        id=row.id,
+        signal_time=row.signal_time,
+        label=found.label,
+        label_end=found.label_end,
+        net_return_atr=found.net_return_atr,
+        resolved_at=now,
+        metadata={name: note for name, note in notes.items() if note is not None},
+    )
