@@ -20,6 +20,7 @@ from sqlalchemy.engine import Engine
 import tasks.candles
 import tasks.detect  # noqa: F401 - its task becomes known
 from db import candles as store
+from db import registry
 from db.models import Artifact
 from db.session import transaction
 from ml.artifact import from_bytes
@@ -34,8 +35,8 @@ from runtime.settings import Settings
 from tasks.base import Resources
 from tasks.detect import Detection, find_signals, read_signals
 from tests.binance_server import binance_server
-from tests.champions import train_champion
 from tests.real_candles import real_candles
+from tests.trained import train
 
 pytestmark = pytest.mark.inference
 
@@ -218,10 +219,10 @@ def test_confidence_is_the_hit_rate_of_the_fallback_model_then_of_another_champi
     cut = datetime(2019, 9, 1, tzinfo=UTC)
     assert not read(engine, NOW).rated
     keys = [ModelKey("BTCUSDT", "1h", regime) for regime in ("trending", "all")]
-    rows = [
-        train_champion(resources, key, as_of=cut - index * 5_000 * HOUR) for index, key in enumerate(keys)
-    ]
+    for index, key in enumerate(keys):
+        train(resources, key, cut - index * 5_000 * HOUR)
     with transaction(engine) as session:
+        rows = [row for key in keys if (row := registry.champion(session, key)) is not None]
         bodies = {row.regime: session.get_one(Artifact, row.artifact_sha256).body for row in rows}
     rates = {regime: from_bytes(body).pattern_hit_rates for regime, body in bodies.items()}
 
