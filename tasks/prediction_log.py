@@ -1,24 +1,66 @@
 """The prediction log: every answer is in a Redis stream before its caller has it.
 
 A worker puts the records of a request into the stream and its answer on the caller's reply list in one
-Lua script, so there is neither an answer without its record nor a wait for PostgreSQL.
+Lua script, so there is neither an answer without its record nor a wait for PostgreSQL. From the stream
+``tasks.drain_predictions`` brings the records into the table. Redis gives an entry to one drain at a time and
+keeps it until that one has committed; an entry whose drain died goes to the next one, which may find its
+rows there already.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Final
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
+import psycopg2
 import redis
+import sqlalchemy as sa
+import structlog
+from celery import shared_task
+from sqlalchemy.orm import Session
 
-from ml.errors import Busy, InputRejected
+from db import predictions
+from ml.errors import Busy, InputRejected, StoreFull, StoreUnavailable
+from tasks.base import Task
 
-__all__ = ["GROUP", "REPLY_PREFIX", "STREAM", "PredictionLog", "check_reply_key"]
+__all__ = [
+    "GROUP",
+    "REJECTED",
+    "REPLY_PREFIX",
+    "STREAM",
+    "Drained",
+    "PredictionLog",
+    "check_reply_key",
+    "drain",
+    "drain_predictions",
+]
 
 STREAM: Final = "alphaplus:predictions"
 GROUP: Final = "store"
 FIELD: Final = "records"
 """Of an entry: a JSON array of records, those of one request."""
+REJECTED: Final = "alphaplus:predictions:rejected"
+"""Entries that the table refuses, each with the error; a person looks."""
+REJECTED_KEPT = 1000
+ERROR_CHARACTERS = 500
+
+TAKE_OVER_MS = 30_000
+"""After so long a drain that has not acknowledged an entry is taken for dead. One that was only slow does
+no harm: the entry is written twice, the second time without effect."""
+BATCH_ENTRIES = 128
+"""Of at most 256 records each; what is in memory at once."""
+DRAIN_SECONDS = 5.0
+SOCKET_SECONDS = 10.0
+
+REFUSED = (InputRejected, sa.exc.DataError, sa.exc.IntegrityError, psycopg2.DataError)
+"""The entry's own fault; anything else would meet the next entry, too."""
+
+log = structlog.get_logger(__name__)
 
 REPLY_PREFIX: Final = "alphaplus:reply:"
 _REPLY_KEY = re.compile(re.escape(REPLY_PREFIX) + "[A-Za-z0-9-]{8,64}")
@@ -26,6 +68,10 @@ _REPLY_KEY = re.compile(re.escape(REPLY_PREFIX) + "[A-Za-z0-9-]{8,64}")
 _RECORD = """
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then
     return 0
+end
+if redis.call('XLEN', KEYS[1]) == 0 then
+    -- Here, because draining a memory that is full cannot: making a group needs some.
+    redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[6], '0', 'MKSTREAM')
 end
 redis.call('XADD', KEYS[1], '*', ARGV[2], ARGV[3])
 if KEYS[2] then
@@ -80,7 +126,164 @@ class PredictionLog:
         """
         keys = [STREAM] if reply_key is None else [STREAM, reply_key]
         try:
-            recorded = self._record(keys, [limit, FIELD, records_json, reply_json, reply_seconds])
+            recorded = self._record(keys, [limit, FIELD, records_json, reply_json, reply_seconds, GROUP])
         except redis.exceptions.OutOfMemoryError as error:
             raise Busy(f"memory: {error}") from error
         return bool(recorded)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained:
+    """What one drain did."""
+
+    entries: int
+    """Taken off the stream, rejected ones included."""
+    rows: int
+    """New in the table."""
+    rejected: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    id: bytes
+    body: bytes
+
+    def records(self) -> list[Any]:
+        """Raises InputRejected: it is not a JSON array."""
+        try:
+            records = json.loads(self.body)
+        except (ValueError, RecursionError) as error:
+            raise InputRejected(FIELD, self.body.decode(errors="replace"), "JSON", str(error)) from error
+        if not isinstance(records, list):
+            raise InputRejected(FIELD, records, "an array of records")
+        return records
+
+
+def drain(
+    client: redis.Redis,
+    transaction: Callable[[], AbstractContextManager[Session]],
+    *,
+    consumer: str,
+    batch: int = BATCH_ENTRIES,
+    seconds: float = DRAIN_SECONDS,
+) -> Drained:
+    """Move entries from the stream into the table until none is left or the time is over.
+
+    An entry that cannot be stored goes to the stream ``REJECTED``, and the others of its batch are stored.
+    Any number of drains may run at once.
+
+    Args:
+        client: without ``decode_responses``.
+        transaction: opens one, as ``Resources.transaction`` does.
+        consumer: how Redis shows who has an entry; two drains may share the name.
+        batch: entries a transaction.
+        seconds: no batch is begun after so long.
+
+    Raises:
+        StoreUnavailable: PostgreSQL does not answer. What was not committed stays in the stream.
+    """
+    deadline = time.monotonic() + seconds
+    entries = rows = rejected = 0
+    if client.xlen(STREAM):
+        with transaction() as session:
+            session.connection()  # while PostgreSQL is away no entry is taken, to wait for its take-over
+        _make_group(client)
+        for found in _batches(client, consumer, batch):
+            new, refused = _store(transaction, found)
+            _acknowledge(client, found, refused)
+            entries, rows, rejected = entries + len(found), rows + new, rejected + len(refused)
+            if time.monotonic() > deadline:
+                break
+    return Drained(entries=entries, rows=rows, rejected=rejected)
+
+
+def _make_group(client: redis.Redis) -> None:
+    """Should somebody have removed it. Looking first: a full memory refuses to make what is there already."""
+    groups: Any = client.xinfo_groups(STREAM)
+    if GROUP.encode() not in [group["name"] for group in groups]:
+        client.xgroup_create(STREAM, GROUP, id="0")
+
+
+def _batches(client: redis.Redis, consumer: str, batch: int) -> Iterator[list[_Entry]]:
+    """First what dead drains left, then what is new."""
+    start: Any = "0-0"
+    while True:
+        answer: Any = client.xautoclaim(STREAM, GROUP, consumer, TAKE_OVER_MS, start, batch)
+        start, taken, *_ = answer
+        if taken:
+            yield _entries(taken)
+        if start == b"0-0":
+            break
+    while new := client.xreadgroup(GROUP, consumer, {STREAM: ">"}, batch):
+        (found,) = dict(new).values()
+        yield _entries(found)
+
+
+def _entries(found: Any) -> list[_Entry]:
+    return [_Entry(id=entry_id, body=fields.get(FIELD.encode(), b"")) for entry_id, fields in found]
+
+
+def _store(
+    transaction: Callable[[], AbstractContextManager[Session]], entries: Sequence[_Entry]
+) -> tuple[int, list[tuple[_Entry, Exception]]]:
+    """All in one go, or, where one is refused, each for itself. New rows, and the refused with the reason."""
+    try:
+        with transaction() as session:
+            records = (record for entry in entries for record in entry.records())
+            return predictions.write(session, records), []
+    except REFUSED:
+        rows, refused = 0, list[tuple[_Entry, Exception]]()
+        with transaction() as session:
+            for entry in entries:
+                try:
+                    with session.begin_nested():
+                        rows += predictions.write(session, entry.records())
+                except REFUSED as error:
+                    refused.append((entry, error))
+        return rows, refused
+
+
+def _acknowledge(
+    client: redis.Redis, entries: Sequence[_Entry], refused: Sequence[tuple[_Entry, Exception]]
+) -> None:
+    """Take the stored off the stream first: that needs no memory, and keeping the refused does."""
+    doomed = {entry.id for entry, _ in refused}
+    stored = [entry.id for entry in entries if entry.id not in doomed]
+    if stored:
+        with client.pipeline() as pipeline:
+            _remove(pipeline, stored)
+            pipeline.execute()
+    for entry, error in refused:
+        reason = str(getattr(error, "orig", None) or error).strip()[:ERROR_CHARACTERS]
+        kept: dict[Any, Any] = {FIELD: entry.body, "entry": entry.id, "error": reason}
+        with client.pipeline() as pipeline:
+            pipeline.xadd(REJECTED, kept, maxlen=REJECTED_KEPT, approximate=False)
+            _remove(pipeline, [entry.id])
+            pipeline.execute()
+        log.error("prediction_records_rejected", entry=entry.id.decode(), error=reason, kept_in=REJECTED)
+
+
+def _remove(pipeline: redis.client.Pipeline, ids: Sequence[bytes]) -> None:
+    """Both or neither: an entry acknowledged and not deleted would count against the limit for ever."""
+    pipeline.xack(STREAM, GROUP, *ids)
+    pipeline.xdel(STREAM, *ids)
+
+
+@shared_task(base=Task, bind=True, name="tasks.drain_predictions", ignore_result=True, max_retries=0)
+def drain_predictions(self: Task) -> dict[str, int]:
+    """Store the answers that wait in the stream. Not retried: beat's next message comes in a moment."""
+    client = redis.Redis.from_url(
+        self.resources.settings.required_redis_url,
+        socket_timeout=SOCKET_SECONDS,
+        socket_connect_timeout=SOCKET_SECONDS,
+    )
+    with client:
+        try:
+            drained = drain(client, self.resources.transaction, consumer=self.request.hostname or "drain")
+        except StoreFull as error:
+            # The records are safe in the stream; a dead letter every other second would only fill Redis.
+            log.exception("operator_needed", error=str(error))
+            raise StoreUnavailable(str(error)) from error
+    if drained.entries:
+        log.info("predictions_stored", **asdict(drained))
+    return asdict(drained)
