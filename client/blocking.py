@@ -81,6 +81,7 @@ class PredictionClient:
             Busy: the workers, or Redis, have too much to do; nothing was computed.
             AnswerTimeout: no answer in time. It may have been computed and recorded all the same.
             BrokerUnavailable: Redis does not answer; the next call tries again.
+            RetryLater: the worker failed; its log says why.
             RuntimeError: the client is closed.
         """
         timeout = self._timeout_seconds if timeout_seconds is None else checked_timeout(timeout_seconds)

@@ -23,6 +23,7 @@ from ml.errors import (
     ConfigRejected,
     InputRejected,
     KeyRejected,
+    RetryLater,
 )
 
 __all__ = [
@@ -45,6 +46,8 @@ REQUEST_ID: Final = re.compile(r"[A-Za-z0-9-]{1,100}")
 REJECTIONS: Final[dict[str, type[InputRejected]]] = {
     kind.__name__: kind for kind in (InputRejected, KeyRejected, CandlesRejected, ConfigRejected)
 }
+WORKER_FAILED: Final = "WorkerFailed"
+"""The type of an error that is the worker's own: a bug, or a server that went away under it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class Outcome:
         Raises:
             InputRejected: or one of its kinds, as the worker named it.
             Busy: the worker shed the request.
+            RetryLater: the worker failed.
         """
         if self.error is not None:
             raise self.error
@@ -159,7 +163,7 @@ def read_reply(raw: bytes | str) -> Outcome | None:
     if isinstance(reply.get("busy"), dict):
         return Outcome(request_id, [], _busy(reply["busy"]))
     if isinstance(reply.get("error"), dict):
-        return Outcome(request_id, [], _rejection(reply["error"]))
+        return Outcome(request_id, [], _failure(reply["error"]))
     return None
 
 
@@ -182,11 +186,14 @@ def _headers(request_id: str, expires: str) -> dict[str, Any]:
     }
 
 
-def _rejection(error: Mapping[str, Any]) -> InputRejected:
+def _failure(error: Mapping[str, Any]) -> AlphaPlusError:
+    if error.get("type") == WORKER_FAILED:
+        return RetryLater(f"the worker failed at request {error.get('value')}; {error.get('limit')}")
     kind = REJECTIONS.get(str(error.get("type")), InputRejected)
     return kind(str(error.get("field", "")), error.get("value"), str(error.get("limit", "")))
 
 
 def _busy(busy: Mapping[str, Any]) -> Busy:
-    value, limit = busy.get("value"), busy.get("limit")
-    return Busy(f"the inference workers are busy: {busy.get('reason')} at {value}, limit {limit}; try later")
+    value = "" if busy.get("value") is None else f" at {busy['value']}"
+    what = f"{busy.get('reason')}{value}, limit {busy.get('limit')}"
+    return Busy(f"the inference workers are busy: {what}; try later")
