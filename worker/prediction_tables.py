@@ -130,20 +130,20 @@ def detection_json(found: Detection) -> dict[str, Any]:
 
 def predictions_table(rows: Sequence[Prediction]) -> Table:
     """Answers given, with what became of them."""
-    made = table("Id", "Candle closed", "Signal", "Regime", "Decision", ">Conf.", ">Alone", ">Net", "Outcome")
+    made = table("Id", "Closed", "Signal", "Regime", "Said", ">Conf.", ">Alone", "Outcome")
+    made.columns[2].no_wrap = False
     for row in rows:
         made.add_row(
             str(row.id)[:ID_CHARACTERS],
-            time_text(row.signal_time),
+            f"{row.signal_time.astimezone(UTC):%m-%d %H:%M}",
             f"{row.symbol} {row.interval} {side_text(row.direction)}",
             row.regime if row.served_regime in {None, row.regime} else f"{row.regime}*",
             _decision(row.decision),
             number_text(row.confidence),
             number_text(row.pattern_confidence),
-            _signed(row.expected_net_return_atr),
             _outcome(row),
         )
-    notes = ["Net: expected return after fees, in ATR. `alphaplus replay ID` makes one of them again."]
+    notes = ["Outcome: net return in ATR, after fees. `alphaplus replay ID` makes a prediction again."]
     if any(row.served_regime not in {None, row.regime} for row in rows):
         notes.insert(0, "* answered by the symbol's model of all regimes.")
     made.caption, made.caption_justify = "\n".join(notes), "left"
@@ -151,11 +151,11 @@ def predictions_table(rows: Sequence[Prediction]) -> Table:
 
 
 def outcome_text(row: Prediction) -> str:
-    """``hit +0.73``, ``miss -2.11``, ``open until 2019-10-01 13:00``, or why it has none."""
+    """``hit +0.73``, ``miss -2.11``, ``open to 10-01 13:00``, or why it has none."""
     if row.label is not None:
         return f"{'hit' if row.label else 'miss'} {_signed(row.net_return_atr)}".rstrip(" -")
     if row.resolved_at is None:
-        return f"open until {time_text(row.horizon_end)}"
+        return f"open to {row.horizon_end.astimezone(UTC):%m-%d %H:%M}"
     return f"unknown: {row.details.get('unresolved') or 'no outcome in the candles'}"
 
 
@@ -179,6 +179,7 @@ def accuracy_tables(judged: Sequence[tuple[ModelKey, LiveAccuracy]]) -> tuple[Ta
         "Model key", ">Signals", ">Answered", ">Base", ">Precision [90 %]", ">Brier", ">Alone", ">Net ATR"
     )
     gains = table("Model key", ">Accuracy gained [90 %]", ">False removed [90 %]", ">Hits kept [90 %]")
+    plain.columns[0].no_wrap = False
     for key, one in judged:
         plain.add_row(
             str(key),
@@ -195,7 +196,7 @@ def accuracy_tables(judged: Sequence[tuple[ModelKey, LiveAccuracy]]) -> tuple[Ta
         )
     plain.caption = (
         "Signals: resolved ones. Base: hit rate of all the answered. Brier: smaller is better; Alone: the "
-        "patterns'\nown. Net ATR: mean return of the accepted, after fees."
+        "patterns' own. Net ATR: mean return of the accepted, after fees."
     )
     notes = [
         "Accuracy gained: precision over base, less 1. No skill: false removed + hits kept = 1.",
