@@ -41,6 +41,13 @@ __all__ = [
 FORMAT = 2
 """Version of the JSON: a reader refuses any other."""
 
+BOOSTER_MEMORY, MODEL_MEMORY = 1.2, 5.0
+"""Resident memory over stored length: the growth of a process that loaded 200 boosters of 28 to 575 KB (1.06
+to 1.20 by size) and 500 models of 11 KB (4.9) with XGBoost 3.2 and CPython 3.11 on Linux."""
+
+_LENGTH, _SHA256 = "ubjson_bytes", "ubjson_sha256"
+"""Notes that a loaded booster carries about the bytes it came from."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
@@ -151,15 +158,28 @@ def verify(body: bytes, sha256: str) -> bytes:
 
 
 class Predictor:
-    """A model with its trees in memory."""
+    """A model with its trees in memory. Many share one booster, so that their sizes are told apart."""
 
-    def __init__(self, model: Model, booster: Booster) -> None:
+    def __init__(self, model: Model, booster: Booster, *, json_bytes: int | None = None) -> None:
         self.model = model
-        self._booster = booster
+        self.booster = booster
+        length = len(to_bytes(model)) if json_bytes is None else json_bytes
+        self.model_bytes = int(MODEL_MEMORY * length)
+        """Memory of the model without its trees: an estimate."""
+
+    @property
+    def booster_bytes(self) -> int:
+        """Memory of the trees, an estimate; 0 for those that did not come from ``load_booster``."""
+        return int(BOOSTER_MEMORY * int(self.booster.attr(_LENGTH) or 0))
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of both."""
+        return self.model_bytes + self.booster_bytes
 
     def margin(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """(n,) raw log-odds of features (n, F); NaN takes each split's default side."""
-        return booster_margin(self._booster, features)
+        return booster_margin(self.booster, features)
 
     def confidence(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """(n,) calibrated probabilities of features (n, F), columns as ``model.feature_names``."""
@@ -181,7 +201,7 @@ def load(model_body: bytes, model_sha256: str, booster: bytes | Booster) -> Pred
     Args:
         model_body: from ``to_bytes``.
         model_sha256: recorded when the model was judged.
-        booster: the UBJSON that the model names, or trees that were loaded from it for another model.
+        booster: the UBJSON that the model names, or another predictor's trees, which come from the same.
 
     Raises:
         ArtifactCorrupt: a sha256 does not match, the format is unknown, or the trees are of other features.
@@ -189,19 +209,29 @@ def load(model_body: bytes, model_sha256: str, booster: bytes | Booster) -> Pred
     model = read_model(model_body, model_sha256)
     if isinstance(booster, bytes):
         booster = load_booster(verify(booster, model.booster_sha256))
+        booster.set_attr(**{_SHA256: model.booster_sha256})
+    elif booster.attr(_SHA256) != model.booster_sha256:
+        raise ArtifactCorrupt(
+            f"the trees in memory are of {booster.attr(_SHA256)}, not {model.booster_sha256}; load them"
+        )
     if tuple(booster.feature_names or ()) != model.feature_names:
         raise ArtifactCorrupt(
             f"the booster's features are not the model's {len(model.feature_names)} in order; restore it"
         )
-    return Predictor(model, booster)
+    return Predictor(model, booster, json_bytes=len(model_body))
 
 
 def load_booster(ubjson: bytes) -> Booster:
-    """Trees from verified UBJSON. One thread: handing a few rows to more costs more than it saves."""
-    from xgboost import Booster
+    """Trees from verified UBJSON. One thread: handing a few rows to more costs more than it saves.
 
-    booster = Booster({"nthread": 1})
-    booster.load_model(bytearray(ubjson))
+    Reading them too: on a busy machine of two cores 575 KB took 26 ms with a thread a core, 4 ms with one.
+    """
+    import xgboost
+
+    with xgboost.config_context(nthread=1):
+        booster = xgboost.Booster({"nthread": 1})
+        booster.load_model(bytearray(ubjson))
+    booster.set_attr(**{_LENGTH: str(len(ubjson))})
     return booster
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from sqlalchemy.orm import Session
 
 from db import artifacts, audit, registry
@@ -9,11 +12,24 @@ from ml import artifact
 from ml.artifact import Predictor
 from ml.errors import ArtifactCorrupt
 
+if TYPE_CHECKING:
+    from xgboost import Booster
+
 __all__ = ["load"]
 
 
-def load(session: Session, row: registry.ModelRow) -> Predictor:
+def load(
+    session: Session,
+    row: registry.ModelRow,
+    find_booster: Callable[[str], Booster | None] = lambda _: None,
+) -> Predictor:
     """Make a model answer: its bytes match their sha256, and the audit log names that sha256 for this model.
+
+    Args:
+        session: the caller's.
+        row: which model.
+        find_booster: gives the trees of a sha256 that another predictor already has in memory (its
+            ``booster``), or None; many keys share one fit.
 
     Raises:
         ArtifactCorrupt: bytes are missing or changed, or the registry names bytes that nobody decided on.
@@ -24,4 +40,7 @@ def load(session: Session, row: registry.ModelRow) -> Predictor:
             f"{subject}, version {row.version}: the audit log names no artifact {sha256} for it; "
             "the registry was changed by hand: restore ml_models from a backup, or train again"
         )
-    return artifact.load(artifacts.get(session, sha256), sha256, artifacts.get(session, row.booster_sha256))
+    body = artifacts.get(session, sha256)
+    # Which trees is said by the judged bytes, not by the registry's column.
+    trees = artifact.read_model(body, sha256).booster_sha256
+    return artifact.load(body, sha256, find_booster(trees) or artifacts.get(session, trees))
