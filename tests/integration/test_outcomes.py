@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ from uuid import UUID, uuid5
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from celery import Celery
 from sklearn.metrics import brier_score_loss, precision_score, recall_score
 from sqlalchemy.orm import Session
 
@@ -27,6 +29,7 @@ from runtime.settings import Settings
 from tasks import outcomes
 from tasks.base import Resources
 from tests.integration.db.rows import add_model, race
+from tests.processes import RunningProcess
 from tests.real_candles import real_candles
 
 pytestmark = pytest.mark.inference
@@ -519,3 +522,20 @@ def test_a_signal_asked_for_again_counts_once_and_a_shadow_not_at_all(system: Sy
     assert (found.resolved, found.answered, found.abstained) == (2, 2, {})
     assert found.brier.value == pytest.approx(((confidence - label) ** 2).mean())
     assert len(system.resolved()) == 9
+
+
+def test_a_worker_of_the_maintenance_queue_resolves_what_is_due(
+    system: System, redis_url: str, worker_process: Callable[..., RunningProcess]
+) -> None:
+    rows = batch()
+    system.store(traded())
+    system.add([record(rows, row) for row in range(500, 520)])
+    worker_process("maintenance", "--concurrency=1")
+
+    with Celery("sender", broker=redis_url, set_as_current=False) as app:
+        app.send_task("tasks.resolve_outcomes", queue="maintenance")
+
+    deadline = time.monotonic() + 60
+    while len(system.resolved()) < 20 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert got(system.predictions()) == expected(rows.take(np.arange(500, 520)), until=LATER)
