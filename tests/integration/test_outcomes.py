@@ -285,8 +285,9 @@ def test_candles_that_never_come_are_given_up_after_thirty_days(system: System, 
         ({"atr": 0.0}, "no_atr"),
         ({"entry_price": 1.0}, "other_market"),
         ({"signal_time": "2018-01-01T00:00:00Z", "horizon_end": "2018-01-01T12:00:00Z"}, "no_candle"),
+        ({"signal_time": "2019-06-26T10:00:00Z", "horizon_end": "2019-06-26T22:00:00Z"}, "no_candle"),
     ],
-    ids=["no ATR", "no range", "another market's price", "no candle of the signal"],
+    ids=["no ATR", "no range", "another market's price", "before the candles", "in a gap"],
 )
 def test_what_cannot_have_an_outcome_is_resolved_with_its_reason(
     system: System, changes: dict[str, Any], reason: str
