@@ -62,10 +62,11 @@ class FeatureRanges:
         """(n,) out-of-distribution scores in [0, 1] of features (n, F); the same in a batch and alone.
 
         ``score = min(1, d2 / (25 F) + absent)``. ``d2`` is the squared Mahalanobis distance from the centre,
-        the correlations shrunk by ``RIDGE``: near F for an ordinary row, whatever the correlations, and 25 F
-        for one that is 5 standard deviations out in every direction. So 0.2 is a row whose mean square
-        deviation is five times the ordinary one. ``absent`` is the importance of the features that are
-        NaN here, each less the share of rows in which it was NaN there; in ``d2`` they stand at their centre.
+        the correlations shrunk by ``RIDGE``: its mean over the learned rows is F or a little less, however
+        the features are correlated, and a row 5 standard deviations out in every direction has 25 F. So a
+        row over 0.2 is, squared, more than five times as far out as an ordinary one. ``absent`` is the
+        importance of the features that are NaN here, each less the share of rows in which it was NaN there
+        as well; in ``d2`` they stand at their centre.
 
         A distance from the centroid, not the box of single ranges: both are classic applicability domains
         (Jaworska, Nikolova-Jeliazkova & Aldenberg, *QSAR applicability domain estimation by projection of
