@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", metavar="SYMBOL=FILE")
     parser.add_argument("--interval", default="1h")
     arguments = parser.parse_args()
-    tables = {symbol: _rows(symbol, file, arguments.interval) for symbol, file in _pairs(arguments.files)}
+    tables = {symbol: read_rows(symbol, file, arguments.interval) for symbol, file in _pairs(arguments.files)}
     for pool in ("key", "symbol", "all"):
         print(f"\npool = {pool}\n\n{COLUMNS}\n{RULE}")
         for line in _lines(tables, TrainingConfig(pool=pool), arguments.interval):
@@ -53,7 +53,8 @@ def _pairs(files: list[str]) -> Iterator[tuple[str, str]]:
         yield symbol, file
 
 
-def _rows(symbol: str, file: str, interval: str) -> SignalRows:
+def read_rows(symbol: str, file: str, interval: str) -> SignalRows:
+    """The labelled signals of a file's candles, default labels."""
     frame = pd.read_csv(file)
     frame["open_time"] = pd.to_datetime(frame["open_time"], utc=True)
     traded = Candles.from_frame(frame, interval)
