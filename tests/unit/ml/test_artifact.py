@@ -10,7 +10,16 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from ml.artifact import FORMAT, from_bytes, load, sha256_hex, to_bytes, verify
+from ml.artifact import (
+    FORMAT,
+    from_bytes,
+    load,
+    load_booster,
+    read_model,
+    sha256_hex,
+    to_bytes,
+    verify,
+)
 from ml.config import TrainingConfig, canonical_json
 from ml.errors import ArtifactCorrupt
 from ml.keys import ModelKey
@@ -85,6 +94,59 @@ def test_another_models_trees_are_refused(trained: Trained, make_rows: MakeRows)
 
     with pytest.raises(ArtifactCorrupt):
         load(body, sha256_hex(body), other.ubjson)
+
+
+def test_trees_in_memory_serve_every_model_that_names_them_and_no_other(
+    trained: Trained, make_rows: MakeRows
+) -> None:
+    rows, fitted, challenger = trained
+    isotonic = CONFIG.model_copy(update={"calibration": "isotonic"})
+    made = fit_key(ModelKey("BTCUSDT", "1h", "all"), rows, fitted, isotonic, as_of=AS_OF)
+    one, other = to_bytes(challenger.model), to_bytes(made.model)
+    assert read_model(other, sha256_hex(other)) == made.model
+    first = load(one, sha256_hex(one), fitted.ubjson)
+
+    second = load(other, sha256_hex(other), first.booster)
+
+    assert second.booster is first.booster
+    assert np.array_equal(second.confidence(rows.features), made.predictor.confidence(rows.features))
+    elsewhere = fit_booster(make_rows(3000, seed=1), CONFIG, interval="1h")
+    for unknown in (load_booster(elsewhere.ubjson), load_booster(fitted.ubjson)):
+        with pytest.raises(ArtifactCorrupt, match=f"are of None, not {fitted.sha256}"):
+            load(other, sha256_hex(other), unknown)
+    with pytest.raises(ArtifactCorrupt, match="as recorded"):
+        load(other, sha256_hex(one), first.booster)
+
+
+def test_a_predictor_says_what_it_takes_and_the_trees_once(trained: Trained) -> None:
+    _, fitted, challenger = trained
+    body = to_bytes(challenger.model)
+
+    loaded = load(body, sha256_hex(body), fitted.ubjson)
+
+    # No less than what is stored, and no more than a few times that.
+    assert len(fitted.ubjson) <= loaded.booster_bytes <= 2 * len(fitted.ubjson)
+    assert len(body) < loaded.model_bytes < 10 * len(body)
+    assert loaded.size_bytes == loaded.model_bytes + loaded.booster_bytes
+    assert challenger.predictor.size_bytes == loaded.size_bytes
+
+
+def test_a_model_keeps_what_its_labels_meant_and_where_its_features_lay(trained: Trained) -> None:
+    rows, fitted, challenger = trained
+    labels = CONFIG.labels.model_copy(update={"horizon_bars": 7, "fee_bps": 3.0})
+    config = CONFIG.model_copy(update={"labels": labels})
+    made = fit_key(ModelKey("BTCUSDT", "1h", "all"), rows, fitted, config, as_of=AS_OF)
+
+    found = from_bytes(to_bytes(replace(made.model, unfit_regimes=("volatile",))))
+
+    assert found.labels == labels
+    assert found.unfit_regimes == ("volatile",)
+    assert challenger.model.labels == CONFIG.labels
+    assert found.ranges.importance == fitted.importance
+    # Made of the rows before the test span, nothing later.
+    learned = rows.features[rows.close_time < fitted.times.test_start]
+    assert found.ranges.centre == pytest.approx(learned.mean(axis=0), abs=0.02)
+    assert found.ranges.spread == pytest.approx(learned.std(axis=0), abs=0.02)
 
 
 def test_trees_of_other_features_are_refused(trained: Trained) -> None:

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from feeds import samples
 from ml.artifact import Model, sha256_hex, to_bytes
@@ -20,6 +21,7 @@ from ml.candles import resample
 from ml.config import TrainingConfig
 from ml.dataset import build_rows
 from ml.errors import TrainingRefused
+from ml.fallback import unfit_regimes
 from ml.keys import REGIMES, ModelKey
 from ml.noise import clean
 from ml.promotion import Comparison, decide
@@ -99,6 +101,41 @@ def test_what_is_learned_does_not_depend_on_the_test_rows(make_rows: MakeRows) -
 
     assert learned(one) == learned(other)
     assert one.evaluation != other.evaluation
+
+
+def test_the_fallback_names_the_regimes_in_which_the_patterns_know_better(make_rows: MakeRows) -> None:
+    """In volatile test rows the model's odds are turned round, and the patterns' are not."""
+    rows = make_rows(6000, strength=1.5)
+    fitted = fit_booster(rows, CONFIG, interval="1h")
+    volatile = (rows.regime == REGIMES.index("volatile")) & (rows.close_time >= fitted.times.test_start)
+    changed = replace(rows, label=np.where(volatile, 1 - rows.label, rows.label))
+
+    def unfit(table: SignalRows, key: ModelKey = ALL, config: TrainingConfig = CONFIG) -> tuple[str, ...]:
+        return fit_key(key, table, fitted, config, as_of=AS_OF).model.unfit_regimes
+
+    assert unfit(rows) == ()
+    assert unfit(changed) == ("volatile",)
+    # A regime's own model answers for itself alone; its gates are there to refuse it.
+    assert unfit(changed, ModelKey("BTCUSDT", "1h", "volatile")) == ()
+    # Where the patterns are worse still, the model is the better of two.
+    certain = replace(changed, pattern_confidence=np.where(volatile, 1 - changed.label, 0.57))
+    assert unfit(certain) == ()
+    # Too few rows in the slice show nothing.
+    split = CONFIG.split.model_copy(update={"min_test_rows": int(volatile.sum()) + 1})
+    assert unfit(changed, config=CONFIG.model_copy(update={"split": split})) == ()
+
+
+def test_a_regime_seen_for_a_few_days_only_is_not_called_unfit(make_rows: MakeRows) -> None:
+    rows = make_rows(2000)
+    confidence = np.where(rows.label == 1, 0.1, 0.9)
+
+    def unfit(table: SignalRows, said: NDArray[np.float64]) -> tuple[str, ...]:
+        block = timedelta(hours=48)
+        return unfit_regimes(table, said, least_rows=30, block=block, samples=100, seed=7)
+
+    assert unfit(rows, confidence) == REGIMES
+    few_days = rows.close_time < rows.close_time[0] + np.timedelta64(10 * 48 - 1, "h")
+    assert unfit(rows.take(few_days), confidence[few_days]) == ()
 
 
 def test_a_stored_fit_gives_the_model_that_the_fresh_one_gives(make_rows: MakeRows) -> None:
