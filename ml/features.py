@@ -8,8 +8,10 @@ Candles count by row: a gap in time is not filled and not seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import talib
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from ml import regimes
 from ml.candles import Candles
+from ml.regimes import RegimeMeasures
 from ml.rolling import ema_lookback, rolling_slope, rolling_sum, wilder_lookback
 
 __all__ = ["FEATURES", "FEATURE_NAMES", "WINDOW", "Feature", "market_features"]
@@ -32,33 +35,77 @@ class Feature:
     """One column of ``market_features``."""
 
     name: str
-    lookback: int
-    """Earlier candles that decide the value to 1e-9 of its scale; NaN for as many first rows."""
+    window: int
+    """Earlier candles that ``compute`` needs before a row: a live row is made of no more than these."""
     source: str
     """TA-Lib's functions in capitals; ``rolling`` is ``ml.rolling``."""
     compute: Callable[[_Market], Floats]
+    shared: int = 0
+    """Earlier candles that decide what it takes of a row from the shared measures, such as ATR."""
     oriented: bool = False
     """True: the sign means up or down, so that it turns with a signal's direction."""
 
+    @property
+    def lookback(self) -> int:
+        """Earlier candles that decide the value to 1e-9 of its scale; NaN for as many first rows."""
+        return max(self.window, self.shared)
 
-class _Market:
-    """Candles, and what several features share."""
 
-    def __init__(self, candles: Candles) -> None:
-        self.open, self.high, self.low = candles.open, candles.high, candles.low
-        self.close, self.volume = candles.close, candles.volume
-        self.regime = regimes.measure(candles)
-        self.atr = self.regime.atr
-        self.hlc = (self.high, self.low, self.close)
-        self.log_close = np.log(self.close)
-        self.step = np.diff(self.log_close, prepend=np.nan)
-        into_day = candles.close_time - candles.close_time.astype("datetime64[D]")
-        self.day_angle = 2 * np.pi * (into_day / np.timedelta64(1, "D"))
+class _Market(NamedTuple):
+    """What features are computed from: the rows asked for, and earlier candles to look back on."""
+
+    now: _Now
+    open: Floats
+    high: Floats
+    low: Floats
+    close: Floats
+    volume: Floats
+    log_close: Floats
+    step: Floats
+    """Log return."""
+
+    @property
+    def hlc(self) -> tuple[Floats, Floats, Floats]:
+        return self.high, self.low, self.close
+
+    def since(self, row: int) -> _Market:
+        """The same without the candles before ``row``."""
+        return _Market(self.now, *[column[row:] for column in self[1:]])
+
+
+@dataclass(frozen=True, slots=True)
+class _Now:
+    """What several features take of a row; of the rows asked for only."""
+
+    measures: RegimeMeasures
+    unit: Floats
+    """ATR(14), NaN where nothing moved: what moves are measured in."""
+    day_angle: Floats
+    """Time of day of the close."""
+
+    def of(self, values: Floats) -> Floats:
+        """The rows asked for of any longer array that ends with them."""
+        return values[len(values) - len(self.unit) :]
+
+
+def _read(candles: Candles, last: int) -> _Market:
+    measures = regimes.measure(candles, last)
+    unit = np.where(measures.atr > 0, measures.atr, np.nan)
+    close_time = candles.open_time[len(candles) - last :] + candles.step
+    into_day = close_time - close_time.astype("datetime64[D]")
+    log_close = np.log(candles.close)
+    step = np.concatenate([[np.nan], log_close[1:] - log_close[:-1]])
+    return _Market(
+        _Now(measures, unit, day_angle=2 * np.pi * (into_day / np.timedelta64(1, "D"))),
+        *(candles.open, candles.high, candles.low, candles.close, candles.volume),
+        *(log_close, step),
+    )
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
     """``part / whole``, NaN where ``whole`` is not over 0: undefined, not infinite."""
-    result = np.full(len(part), np.nan)
+    result = np.empty(len(part))
+    result.fill(np.nan)
     np.divide(part, whole, out=result, where=whole > 0)
     return result
 
@@ -70,17 +117,21 @@ def _centred(percent: Floats) -> Floats:
 
 def _move(m: _Market, bars: int) -> Floats:
     """Price move in ATR, over what a random walk makes of as many bars."""
-    return _ratio(talib.MOM(m.close, bars), m.atr * np.sqrt(bars))
+    return m.now.of(talib.MOM(m.close, bars)) / (m.now.unit * math.sqrt(bars))
+
+
+def _in_atr(m: _Market, values: Floats) -> Floats:
+    return m.now.of(values) / m.now.unit
 
 
 def _above(m: _Market, line: Floats) -> Floats:
     """How far the close is above a line, in ATR."""
-    return _ratio(m.close - line, m.atr)
+    return _in_atr(m, m.close - line)
 
 
 def _slope(m: _Market, bars: int) -> Floats:
     """Slope of the regression line of the log close, in ATR a bar."""
-    return _ratio(rolling_slope(m.log_close, bars) * m.close, m.atr)
+    return _in_atr(m, rolling_slope(m.log_close, bars) * m.close)
 
 
 def _channel(m: _Market, bars: int) -> Floats:
@@ -95,8 +146,7 @@ def _directional(m: _Market) -> Floats:
 
 def _bollinger(m: _Market) -> Floats:
     """Place of the close between the bands: -1 lower, 1 upper; NaN while the spread is only rounding."""
-    middle = rolling_sum(m.close, 20) / 20
-    width = m.regime.width
+    middle, width = m.now.measures.middle, m.now.measures.width
     return _ratio(m.close - middle, np.where(width > 1e-12, width * middle / 2, 0.0))
 
 
@@ -116,11 +166,11 @@ def _range_ahead(m: _Market) -> Floats:
     total = np.full(len(twelve), np.nan)
     if len(twelve) > lags[-1]:
         total[lags[-1] :] = sum(twelve[lags[-1] - lag : len(twelve) - lag] for lag in lags)
-    return _ratio(total / len(lags), m.atr)
+    return _in_atr(m, total / len(lags))
 
 
-def _volume_ratio(m: _Market, short: int, long: int) -> Floats:
-    return _ratio(rolling_sum(m.volume, short) / short, rolling_sum(m.volume, long) / long)
+def _mean_volume(m: _Market, bars: int) -> Floats:
+    return rolling_sum(m.volume, bars) / bars
 
 
 def _on_balance(m: _Market) -> Floats:
@@ -130,7 +180,8 @@ def _on_balance(m: _Market) -> Floats:
 
 def _money_flow(m: _Market) -> Floats:
     """Chaikin money flow of 20 candles: volume times the close's place in its range, 0 if it has none."""
-    place = np.nan_to_num(2 * _ratio(m.close - m.low, m.high - m.low) - 1)
+    place = 2 * _ratio(m.close - m.low, m.high - m.low) - 1
+    place[np.isnan(place)] = 0
     return _ratio(rolling_sum(place * m.volume, 20), rolling_sum(m.volume, 20))
 
 
@@ -146,19 +197,17 @@ def _wicks(m: _Market) -> Floats:
     return _ratio((bottom - m.low) - (m.high - top), m.high - m.low)
 
 
-PERIOD = 14
-ATR = PERIOD + wilder_lookback(PERIOD)
-"""Lookback of ATR(14), and so of everything measured in it."""
-ADX = ATR + 2 * PERIOD + 40
-"""ADX smooths what ATR has smoothed, so that it forgets later."""
+PERIOD, ATR, ADX = regimes.PERIOD, regimes.ATR_LOOKBACK, regimes.ADX_LOOKBACK
 
 FEATURES: tuple[Feature, ...] = (
-    Feature("move_1", ATR, "MOM(1) / ATR(14)", lambda m: _move(m, 1), oriented=True),
-    Feature("move_6", ATR, "MOM(6) / ATR(14) / sqrt(6)", lambda m: _move(m, 6), oriented=True),
-    Feature("move_12", ATR, "MOM(12) / ATR(14) / sqrt(12)", lambda m: _move(m, 12), oriented=True),
-    Feature("move_24", ATR, "MOM(24) / ATR(14) / sqrt(24)", lambda m: _move(m, 24), oriented=True),
-    Feature("move_72", ATR, "MOM(72) / ATR(14) / sqrt(72)", lambda m: _move(m, 72), oriented=True),
-    Feature("move_168", ATR, "MOM(168) / ATR(14) / sqrt(168)", lambda m: _move(m, 168), oriented=True),
+    Feature("move_1", 1, "MOM(1) / ATR(14)", lambda m: _move(m, 1), shared=ATR, oriented=True),
+    Feature("move_6", 6, "MOM(6) / ATR(14) / sqrt(6)", lambda m: _move(m, 6), shared=ATR, oriented=True),
+    Feature("move_12", 12, "MOM(12) / ATR(14) / sqrt(12)", lambda m: _move(m, 12), shared=ATR, oriented=True),
+    Feature("move_24", 24, "MOM(24) / ATR(14) / sqrt(24)", lambda m: _move(m, 24), shared=ATR, oriented=True),
+    Feature("move_72", 72, "MOM(72) / ATR(14) / sqrt(72)", lambda m: _move(m, 72), shared=ATR, oriented=True),
+    Feature(
+        "move_168", 168, "MOM(168) / ATR(14) / sqrt(168)", lambda m: _move(m, 168), shared=ATR, oriented=True
+    ),
     Feature("rsi_14", ATR, "RSI(14)", lambda m: _centred(talib.RSI(m.close, 14)), oriented=True),
     Feature(
         "stoch_k",
@@ -192,14 +241,16 @@ FEATURES: tuple[Feature, ...] = (
         "trix_15",
         ATR,
         "TRIX(15) / NATR(14)",
-        lambda m: _ratio(talib.TRIX(m.close, 15) * m.close, 100 * m.atr),
+        lambda m: m.now.of(talib.TRIX(m.close, 15) * m.close) / (100 * m.now.unit),
+        shared=ATR,
         oriented=True,
     ),
     Feature(
         "macd_histogram",
         ATR,
         "MACD(12, 26, 9) histogram / ATR(14)",
-        lambda m: _ratio(talib.MACD(m.close, 12, 26, 9)[2], m.atr),
+        lambda m: _in_atr(m, talib.MACD(m.close, 12, 26, 9)[2]),
+        shared=ATR,
         oriented=True,
     ),
     Feature(
@@ -207,6 +258,7 @@ FEATURES: tuple[Feature, ...] = (
         ATR,
         "(close - DEMA(20)) / ATR(14)",
         lambda m: _above(m, talib.DEMA(m.close, 20)),
+        shared=ATR,
         oriented=True,
     ),
     Feature(
@@ -214,6 +266,7 @@ FEATURES: tuple[Feature, ...] = (
         50 + ema_lookback(50),
         "(close - EMA(50)) / ATR(14)",
         lambda m: _above(m, talib.EMA(m.close, 50)),
+        shared=ATR,
         oriented=True,
     ),
     Feature(
@@ -221,34 +274,48 @@ FEATURES: tuple[Feature, ...] = (
         ATR,
         "(close - TEMA(20)) / ATR(14)",
         lambda m: _above(m, talib.TEMA(m.close, 20)),
+        shared=ATR,
         oriented=True,
     ),
     Feature(
         "wma_100",
-        ATR,
+        99,
         "(close - WMA(100)) / ATR(14)",
         lambda m: _above(m, talib.WMA(m.close, 100)),
+        shared=ATR,
         oriented=True,
     ),
     Feature(
         "midprice_24",
-        ATR,
+        23,
         "(close - MIDPRICE(24)) / ATR(14)",
         lambda m: _above(m, talib.MIDPRICE(m.high, m.low, 24)),
+        shared=ATR,
         oriented=True,
     ),
     Feature(
         "linearreg_24",
-        ATR,
+        23,
         "(close - LINEARREG(24)) / ATR(14)",
         lambda m: _above(m, talib.LINEARREG(m.close, 24)),
+        shared=ATR,
         oriented=True,
     ),
     Feature(
-        "slope_14", ATR, "rolling: slope of 14 log closes / NATR(14)", lambda m: _slope(m, 14), oriented=True
+        "slope_14",
+        13,
+        "rolling: slope of 14 log closes / NATR(14)",
+        lambda m: _slope(m, 14),
+        shared=ATR,
+        oriented=True,
     ),
     Feature(
-        "slope_48", ATR, "rolling: slope of 48 log closes / NATR(14)", lambda m: _slope(m, 48), oriented=True
+        "slope_48",
+        47,
+        "rolling: slope of 48 log closes / NATR(14)",
+        lambda m: _slope(m, 48),
+        shared=ATR,
+        oriented=True,
     ),
     Feature(
         "channel_200",
@@ -258,58 +325,104 @@ FEATURES: tuple[Feature, ...] = (
         oriented=True,
     ),
     Feature("di_14", ATR, "(PLUS_DI(14) - MINUS_DI(14)) / 100", _directional, oriented=True),
-    Feature("bollinger_20", 19, "rolling: close between the bands of 20", _bollinger, oriented=True),
+    Feature(
+        "bollinger_20", 0, "rolling: close between the bands of 20", _bollinger, shared=19, oriented=True
+    ),
     Feature("on_balance_24", 24, "rolling: OBV of 24 / their volume", _on_balance, oriented=True),
     Feature("money_flow_20", 19, "rolling: Chaikin money flow of 20", _money_flow, oriented=True),
     Feature(
-        "vwap_24", ATR, "(close - rolling VWAP of 24 TYPPRICE) / ATR(14)", _volume_weighted, oriented=True
+        "vwap_24",
+        23,
+        "(close - rolling VWAP of 24 TYPPRICE) / ATR(14)",
+        _volume_weighted,
+        shared=ATR,
+        oriented=True,
     ),
     Feature("wicks", 0, "(lower wick - upper wick) / range", _wicks, oriented=True),
-    Feature("adx_14", ADX, "ADX(14)", lambda m: m.regime.adx),
+    Feature("adx_14", 0, "ADX(14)", lambda m: m.now.measures.adx, shared=ADX),
     Feature("dx_14", ATR, "DX(14)", lambda m: talib.DX(*m.hlc, PERIOD)),
     Feature(
-        "adx_change", ADX + 13, "ADX(14) - ADXR(14)", lambda m: m.regime.adx - talib.ADXR(*m.hlc, PERIOD)
+        "adx_change",
+        ADX + 13,
+        "ADX(14) - ADXR(14)",
+        lambda m: m.now.measures.adx - m.now.of(talib.ADXR(*m.hlc, PERIOD)),
+        shared=ADX,
     ),
-    Feature("natr_14", ATR, "NATR(14) / 100", lambda m: _ratio(m.atr, m.close)),
+    Feature("natr_14", 0, "NATR(14) / 100", lambda m: _ratio(m.now.measures.atr, m.close), shared=ATR),
     Feature(
         "atr_ratio",
         28 + wilder_lookback(28),
         "ATR(7) / ATR(28)",
         lambda m: _ratio(talib.ATR(*m.hlc, 7), talib.ATR(*m.hlc, 28)),
     ),
-    Feature("true_range", ATR, "TRANGE / ATR(14)", lambda m: _ratio(talib.TRANGE(*m.hlc), m.atr)),
+    Feature("true_range", 1, "TRANGE / ATR(14)", lambda m: _in_atr(m, talib.TRANGE(*m.hlc)), shared=ATR),
     Feature("volatility_ratio", 72, "rolling: spread of 12 log returns / of 72", _volatility_ratio),
     Feature(
-        "range_ahead", ATR, "rolling: mean range of 12 candles, 24 to 168 candles ago / ATR(14)", _range_ahead
+        "range_ahead",
+        167,
+        "rolling: mean range of 12 candles, 24 to 168 candles ago / ATR(14)",
+        _range_ahead,
+        shared=ATR,
     ),
-    Feature("bollinger_width_20", 19, "rolling: band width of 20 / middle", lambda m: m.regime.width),
     Feature(
-        "atr_rank_500", regimes.LOOKBACK, "rolling: rank of NATR(14) in 500", lambda m: m.regime.atr_rank
+        "bollinger_width_20",
+        0,
+        "rolling: band width of 20 / middle",
+        lambda m: m.now.measures.width,
+        shared=19,
     ),
     Feature(
-        "width_rank_500", 19 + 499, "rolling: rank of the band width in 500", lambda m: m.regime.width_rank
+        "atr_rank_500",
+        0,
+        "rolling: rank of NATR(14) in 500",
+        lambda m: m.now.measures.atr_rank,
+        shared=regimes.LOOKBACK,
     ),
-    Feature("volume_surge", 19, "rolling: volume / mean of 20", lambda m: _volume_ratio(m, 1, 20)),
-    Feature("volume_trend", 95, "rolling: mean volume of 12 / of 96", lambda m: _volume_ratio(m, 12, 96)),
-    Feature("hour_sin", 0, "sine of the close's time of day", lambda m: np.sin(m.day_angle)),
-    Feature("hour_cos", 0, "cosine of the close's time of day", lambda m: np.cos(m.day_angle)),
+    Feature(
+        "width_rank_500",
+        0,
+        "rolling: rank of the band width in 500",
+        lambda m: m.now.measures.width_rank,
+        shared=19 + 499,
+    ),
+    Feature(
+        "volume_surge", 19, "rolling: volume / mean of 20", lambda m: _ratio(m.volume, _mean_volume(m, 20))
+    ),
+    Feature(
+        "volume_trend",
+        95,
+        "rolling: mean volume of 12 / of 96",
+        lambda m: _ratio(_mean_volume(m, 12), _mean_volume(m, 96)),
+    ),
+    Feature("hour_sin", 0, "sine of the close's time of day", lambda m: np.sin(m.now.day_angle)),
+    Feature("hour_cos", 0, "cosine of the close's time of day", lambda m: np.cos(m.now.day_angle)),
 )
 """The columns of ``market_features``, in order."""
 
 FEATURE_NAMES = tuple(feature.name for feature in FEATURES)
+WINDOWS = sorted({feature.window for feature in FEATURES})
 
 
-def market_features(candles: Candles) -> Floats:
+def market_features(candles: Candles, last: int | None = None) -> Floats:
     """Every feature of every candle: (n, ``len(FEATURES)``) float64, columns as ``FEATURE_NAMES``.
 
     Row t uses candles up to t. NaN in a feature's first ``lookback`` rows, and where it is undefined
     (no range, no volume, no movement in its window); never infinite.
+
+    Args:
+        candles: what the features are of.
+        last: only that many last rows, or all if they are fewer. Each feature is then computed from
+            the candles of its lookback and of these rows, by the function that computes all of them.
     """
-    if len(candles) == 0:
-        return np.empty((0, len(FEATURES)))
-    market = _Market(candles)
-    columns = np.empty((len(FEATURES), len(candles)))
+    n = len(candles)
+    first = 0 if last is None else max(n - last, 0)
+    columns = np.empty((len(FEATURES), n - first))
+    if n == first:
+        return columns.T
+    market = _read(candles, n - first)
+    tails = {window: market.since(max(first - window, 0)) for window in WINDOWS}
     for column, feature in zip(columns, FEATURES, strict=True):
-        column[:] = feature.compute(market)
-        column[: feature.lookback] = np.nan
+        column[:] = feature.compute(tails[feature.window])[first - n :]
+        if first < feature.lookback:
+            column[: feature.lookback - first] = np.nan
     return columns.T

@@ -16,6 +16,10 @@ __all__ = ["LOOKBACK", "RegimeMeasures", "classify", "classify_measures", "measu
 
 Floats = NDArray[np.float64]
 
+TRENDING, SIDEWAYS, VOLATILE, CONSOLIDATION = (
+    np.int8(REGIMES.index(name)) for name in ("trending", "sideways", "volatile", "consolidation")
+)
+
 RANK_WINDOW = 500
 VOLATILE_RANK = 0.8
 TRENDING_ADX = 25.0
@@ -23,6 +27,10 @@ CONSOLIDATION_RANK = 0.25
 BOLLINGER_WINDOW = 20
 PERIOD = 14
 """Of ATR and ADX (Wilder, *New Concepts in Technical Trading Systems*, 1978)."""
+ATR_LOOKBACK = PERIOD + wilder_lookback(PERIOD)
+"""Earlier candles that decide ATR, and so everything measured in it."""
+ADX_LOOKBACK = ATR_LOOKBACK + 2 * PERIOD + 40
+"""ADX smooths what ATR has smoothed, so that it forgets later."""
 LOOKBACK = RANK_WINDOW + wilder_lookback(PERIOD)
 """Earlier candles that decide a regime; any array that holds them tells the same one."""
 
@@ -33,6 +41,8 @@ class RegimeMeasures:
 
     atr: Floats
     """ATR(14), price units."""
+    middle: Floats
+    """Of the Bollinger bands: mean of the last 20 closes."""
     adx: Floats
     """ADX(14), 0..100."""
     width: Floats
@@ -43,18 +53,26 @@ class RegimeMeasures:
     """Rank of the width among its last 500, in [0, 0.998]."""
 
 
-def measure(candles: Candles) -> RegimeMeasures:
-    """Compute the measures of every candle; they are features as well, so nothing is computed twice."""
+def measure(candles: Candles, last: int | None = None) -> RegimeMeasures:
+    """The measures of every candle, or of the ``last`` last; they are features as well, and made once."""
+    n = len(candles)
+    rows = n if last is None else min(last, n)
+    ranked = min(rows + RANK_WINDOW - 1, n)
     high, low, close = candles.high, candles.low, candles.close
-    atr = talib.ATR(high, low, close, PERIOD)
-    middle = rolling_sum(close, BOLLINGER_WINDOW) / BOLLINGER_WINDOW
-    width = 4 * rolling_std(close, BOLLINGER_WINDOW) / middle
+    atr = talib.ATR(high, low, close, PERIOD)[n - ranked :]
+    banded = close[max(n - ranked - BOLLINGER_WINDOW + 1, 0) :]
+    middle = rolling_sum(banded, BOLLINGER_WINDOW) / BOLLINGER_WINDOW
+    width = (4 * rolling_std(banded, BOLLINGER_WINDOW) / middle)[len(banded) - ranked :]
+    smoothed = max(n - rows - ADX_LOOKBACK, 0)
+    adx = talib.ADX(high[smoothed:], low[smoothed:], close[smoothed:], PERIOD)
+    asked = slice(ranked - rows, None)
     return RegimeMeasures(
-        atr=atr,
-        adx=talib.ADX(high, low, close, PERIOD),
-        width=width,
-        atr_rank=rolling_rank(atr / close, RANK_WINDOW),
-        width_rank=rolling_rank(width, RANK_WINDOW),
+        atr=atr[asked],
+        adx=adx[len(adx) - rows :],
+        middle=middle[len(middle) - rows :],
+        width=width[asked],
+        atr_rank=rolling_rank(atr / close[n - ranked :], RANK_WINDOW)[asked],
+        width_rank=rolling_rank(width, RANK_WINDOW)[asked],
     )
 
 
@@ -69,12 +87,11 @@ def classify_measures(adx: Floats, atr_rank: Floats, width_rank: Floats) -> NDAr
        (fewer than 125 below it);
     4. sideways: the rest.
     """
-    code = {name: np.int8(index) for index, name in enumerate(REGIMES)}
-    regime = np.full(len(adx), code["sideways"])
-    regime[width_rank < CONSOLIDATION_RANK] = code["consolidation"]
-    regime[adx > TRENDING_ADX] = code["trending"]
-    regime[atr_rank >= VOLATILE_RANK] = code["volatile"]
-    regime[np.isnan(adx) | np.isnan(atr_rank) | np.isnan(width_rank)] = -1
+    regime = np.full(len(adx), SIDEWAYS)
+    regime[width_rank < CONSOLIDATION_RANK] = CONSOLIDATION
+    regime[adx > TRENDING_ADX] = TRENDING
+    regime[atr_rank >= VOLATILE_RANK] = VOLATILE
+    regime[np.isnan(adx + atr_rank + width_rank)] = -1
     return regime
 
 

@@ -8,17 +8,17 @@ summed by itself in one order: a short array gives the same bits as a long one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 __all__ = ["ema_lookback", "rolling_rank", "rolling_slope", "rolling_std", "rolling_sum", "wilder_lookback"]
 
 Floats = NDArray[np.float64]
 
-RANK_CHUNK = 8192
-"""Values ranked at a time: the comparisons of one chunk stay in the processor's cache."""
+CHUNK = 8192
+"""Rows at a time: what is computed of their windows stays in the processor's cache."""
 
 MEMORY = 1e-12
 """An average without an end has forgotten a candle once its weight is under this."""
@@ -36,37 +36,23 @@ def wilder_lookback(period: int) -> int:
 
 def rolling_sum(values: Floats, window: int) -> Floats:
     """(n,) sum of the last ``window`` values; NaN for the first ``window - 1``."""
-    total = np.full(len(values), np.nan)
-    if len(values) >= window:
-        inside = total[window - 1 :]
-        inside[:] = values[: len(inside)]
-        for start in range(1, window):
-            inside += values[start : start + len(inside)]
-    return total
+    return _of_windows(_total, values, window)
 
 
 def rolling_std(values: Floats, window: int) -> Floats:
     """(n,) population standard deviation of the last ``window`` values, in two passes; NaN at the start."""
-    deviation = np.full(len(values), np.nan)
-    if len(values) >= window:
-        mean = rolling_sum(values, window)[window - 1 :] / window
-        square = np.zeros(len(mean))
-        for start in range(window):
-            square += (values[start : start + len(mean)] - mean) ** 2
-        deviation[window - 1 :] = np.sqrt(square / window)
-    return deviation
+
+    def spread(windows: Floats) -> Floats:
+        square = _total((windows - _total(windows) / window) ** 2)
+        return np.sqrt(square / window)
+
+    return _of_windows(spread, values, window)
 
 
 def rolling_slope(values: Floats, window: int) -> Floats:
     """(n,) slope of the least-squares line through the last ``window`` values, a step; NaN at the start."""
-    slope = np.full(len(values), np.nan)
-    if len(values) >= window:
-        place = np.arange(window) - (window - 1) / 2
-        inside = np.zeros(len(values) - window + 1)
-        for start in range(window):
-            inside += place[start] * values[start : start + len(inside)]
-        slope[window - 1 :] = inside / (place**2).sum()
-    return slope
+    place = np.arange(window)[:, None] - (window - 1) / 2
+    return _of_windows(lambda windows: _total(place * windows), values, window) / (place**2).sum()
 
 
 def rolling_rank(values: Floats, window: int) -> Floats:
@@ -75,19 +61,40 @@ def rolling_rank(values: Floats, window: int) -> Floats:
     Exact: a count divided by ``window``, so from 0 to ``1 - 1 / window``, without interpolation; equal
     values count as not below. NaN where the window is incomplete or holds a NaN.
     """
-    rank = np.full(len(values), np.nan)
-    if len(values) < window:
-        return rank
-    windows = sliding_window_view(values, window).T
-    newest = windows[-1]
-    for start in range(0, len(newest), RANK_CHUNK):
-        stop = min(start + RANK_CHUNK, len(newest))
-        below = np.zeros(stop - start, dtype=np.uint32)
+
+    def below(windows: Floats) -> Floats:
+        count = np.zeros(windows.shape[1])
         # At most 255 comparisons at a time, so that they add up in uint8 without a cast.
         for part in range(0, window, 255):
-            smaller = windows[part : part + 255, start:stop] < newest[start:stop]
-            below += smaller.view(np.uint8).sum(axis=0, dtype=np.uint8)
-        rank[window - 1 + start : window - 1 + stop] = below / window
-    missing = np.concatenate([[0], np.cumsum(np.isnan(values))])
-    rank[window - 1 :][missing[window:] > missing[:-window]] = np.nan
+            smaller = windows[part : part + 255] < windows[-1]
+            count += smaller.view(np.uint8).sum(axis=0, dtype=np.uint8)
+        return count / window
+
+    rank = _of_windows(below, values, window)
+    for hole in np.flatnonzero(np.isnan(values)).tolist():
+        rank[hole : hole + window] = np.nan
     return rank
+
+
+def _of_windows(measure: Callable[[Floats], Floats], values: Floats, window: int) -> Floats:
+    """(n,) ``measure`` of windows (window, rows), the oldest value first; NaN while they are incomplete."""
+    values = np.ascontiguousarray(values)
+    result = np.empty(len(values))
+    result[: window - 1].fill(np.nan)
+    for start in range(window - 1, len(values), CHUNK):
+        stop = min(start + CHUNK, len(values))
+        # sliding_window_view takes thirty times as long to make the same view.
+        shape, offset = (window, stop - start), (start - window + 1) * values.itemsize
+        windows = np.ndarray(shape, values.dtype, values, offset, values.strides * 2)
+        result[start:stop] = measure(windows)
+    return result
+
+
+def _total(terms: Floats) -> Floats:
+    """(rows,) sum of (window, rows) down each column, one value after the other."""
+    if terms.shape[1] == 1:
+        # A column alone is contiguous, and numpy would add it up in pairs: in another order.
+        total: Floats = np.add.accumulate(terms)[-1]
+    else:
+        total = np.add.reduce(terms, axis=0)
+    return total
