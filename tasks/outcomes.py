@@ -69,7 +69,8 @@ def resolve_due(resources: Resources) -> dict[str, Any]:
         _record_live(session, keys, since=since, now=now, samples=config.bootstrap_samples)
     labelled = sum(has_label for _, has_label in resolved)
     done = {"labelled": labelled, "unlabelled": len(resolved) - labelled, "keys": [str(key) for key in keys]}
-    log.info("outcomes_resolved", **done)
+    if resolved:
+        log.info("outcomes_resolved", **done)
     return done
 
 
