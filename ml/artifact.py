@@ -28,6 +28,7 @@ __all__ = [
     "FORMAT",
     "Model",
     "Predictor",
+    "attach",
     "booster_margin",
     "from_bytes",
     "load",
@@ -206,7 +207,20 @@ def load(model_body: bytes, model_sha256: str, booster: bytes | Booster) -> Pred
     Raises:
         ArtifactCorrupt: a sha256 does not match, the format is unknown, or the trees are of other features.
     """
-    model = read_model(model_body, model_sha256)
+    return attach(read_model(model_body, model_sha256), booster, json_bytes=len(model_body))
+
+
+def attach(model: Model, booster: bytes | Booster, *, json_bytes: int | None = None) -> Predictor:
+    """Give a model its trees; ``load`` where the model has been read already.
+
+    Args:
+        model: from ``read_model``.
+        booster: as for ``load``.
+        json_bytes: length of the model's stored form, if known.
+
+    Raises:
+        ArtifactCorrupt: the trees are not those that the model names, or are of other features.
+    """
     if isinstance(booster, bytes):
         booster = load_booster(verify(booster, model.booster_sha256))
         booster.set_attr(**{_SHA256: model.booster_sha256})
@@ -218,7 +232,7 @@ def load(model_body: bytes, model_sha256: str, booster: bytes | Booster) -> Pred
         raise ArtifactCorrupt(
             f"the booster's features are not the model's {len(model.feature_names)} in order; restore it"
         )
-    return Predictor(model, booster, json_bytes=len(model_body))
+    return Predictor(model, booster, json_bytes=json_bytes)
 
 
 def load_booster(ubjson: bytes) -> Booster:

@@ -41,6 +41,7 @@ def load(
             "the registry was changed by hand: restore ml_models from a backup, or train again"
         )
     body = artifacts.get(session, sha256)
-    # Which trees is said by the judged bytes, not by the registry's column.
-    trees = artifact.read_model(body, sha256).booster_sha256
-    return artifact.load(body, sha256, find_booster(trees) or artifacts.get(session, trees))
+    # The judged bytes say which trees, not the registry's column.
+    model = artifact.read_model(body, sha256)
+    trees = find_booster(model.booster_sha256) or artifacts.get(session, model.booster_sha256)
+    return artifact.attach(model, trees, json_bytes=len(body))
