@@ -50,6 +50,7 @@ FEATURE_SET = (
 """What a fit's address says of its features: another set is another fit."""
 
 ORIENTED = np.array([feature.oriented for feature in FEATURES])
+MEASURES = [FEATURE_NAMES.index(name) for name in ("adx_14", "atr_rank_500", "width_rank_500", "natr_14")]
 BPS = 1e-4
 SIDES = 2
 """Fees and slippage are paid at the entry and at the exit."""
@@ -97,15 +98,16 @@ def check_candles(candles: Candles, config: SplitConfig, *, symbol: str, dropped
         )
 
 
-def read_market(candles: Candles) -> Market:
-    """Features and regime of every candle; row t uses candles up to t."""
-    features = market_features(candles)
-    column = {name: features[:, index] for index, name in enumerate(FEATURE_NAMES)}
+def read_market(candles: Candles, last: int | None = None) -> Market:
+    """Features and regime of every candle, or of the ``last`` last; row t uses candles up to t."""
+    features = market_features(candles, last)
+    candles = candles.slice(len(candles) - len(features))
+    adx, atr_rank, width_rank, natr = (features[:, column] for column in MEASURES)
     return Market(
         candles=candles,
         features=features,
-        regime=regimes.classify_measures(column["adx_14"], column["atr_rank_500"], column["width_rank_500"]),
-        atr=column["natr_14"] * candles.close,
+        regime=regimes.classify_measures(adx, atr_rank, width_rank),
+        atr=natr * candles.close,
     )
 
 
@@ -116,9 +118,13 @@ def row_features(
 
     Features whose sign means up or down are turned by the direction: over 0 speaks for the signal.
     """
-    turned = np.where(ORIENTED, direction[:, None], 1) * market.features[at]
-    regime = market.regime[at, None] == np.arange(len(REGIMES))
-    return np.column_stack([turned, direction, np.bitwise_count(patterns), regime]).astype(np.float32)
+    rows = np.empty((len(at), len(ROW_FEATURE_NAMES)), dtype=np.float32)
+    market_part, signal_part = rows[:, : len(FEATURES)], rows[:, len(FEATURES) :]
+    np.multiply(market.features[at], np.where(ORIENTED, direction[:, None], 1), out=market_part)
+    signal_part[:, 0] = direction
+    signal_part[:, 1] = np.bitwise_count(patterns)
+    signal_part[:, 2:] = market.regime[at, None] == np.arange(len(REGIMES))
+    return rows
 
 
 def label_signals(

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import talib
 from numpy.typing import NDArray
 
 from ml import regimes
 from ml.candles import Candles
+from ml.indicators import ta
 from ml.regimes import RegimeMeasures
 from ml.rolling import ema_lookback, rolling_slope, rolling_sum, wilder_lookback
 
@@ -117,7 +117,7 @@ def _centred(percent: Floats) -> Floats:
 
 def _move(m: _Market, bars: int) -> Floats:
     """Price move in ATR, over what a random walk makes of as many bars."""
-    return m.now.of(talib.MOM(m.close, bars)) / (m.now.unit * math.sqrt(bars))
+    return m.now.of(ta.MOM(m.close, bars)) / (m.now.unit * math.sqrt(bars))
 
 
 def _in_atr(m: _Market, values: Floats) -> Floats:
@@ -136,12 +136,13 @@ def _slope(m: _Market, bars: int) -> Floats:
 
 def _channel(m: _Market, bars: int) -> Floats:
     """Place of the close between the lowest low (-1) and the highest high (1): Donchian's channel."""
-    floor, ceiling = talib.MIN(m.low, bars), talib.MAX(m.high, bars)
+    floor, ceiling = ta.MIN(m.low, bars), ta.MAX(m.high, bars)
     return 2 * _ratio(m.close - floor, ceiling - floor) - 1
 
 
 def _directional(m: _Market) -> Floats:
-    return (talib.PLUS_DI(*m.hlc, PERIOD) - talib.MINUS_DI(*m.hlc, PERIOD)) / 100
+    directional: Floats = (ta.PLUS_DI(*m.hlc, PERIOD) - ta.MINUS_DI(*m.hlc, PERIOD)) / 100
+    return directional
 
 
 def _bollinger(m: _Market) -> Floats:
@@ -187,7 +188,7 @@ def _money_flow(m: _Market) -> Floats:
 
 def _volume_weighted(m: _Market) -> Floats:
     """The close above the volume-weighted price of 24 candles, in ATR."""
-    traded = talib.TYPPRICE(*m.hlc) * m.volume
+    traded = ta.TYPPRICE(*m.hlc) * m.volume
     return _above(m, _ratio(rolling_sum(traded, 24), rolling_sum(m.volume, 24)))
 
 
@@ -208,40 +209,40 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "move_168", 168, "MOM(168) / ATR(14) / sqrt(168)", lambda m: _move(m, 168), shared=ATR, oriented=True
     ),
-    Feature("rsi_14", ATR, "RSI(14)", lambda m: _centred(talib.RSI(m.close, 14)), oriented=True),
+    Feature("rsi_14", ATR, "RSI(14)", lambda m: _centred(ta.RSI(m.close, 14)), oriented=True),
     Feature(
         "stoch_k",
         17,
         "STOCH(14, 3, 3), %K",
-        lambda m: _centred(talib.STOCH(*m.hlc, fastk_period=14, slowk_period=3, slowd_period=3)[0]),
+        lambda m: _centred(ta.STOCH(*m.hlc, fastk_period=14, slowk_period=3, slowd_period=3)[0]),
         oriented=True,
     ),
     Feature(
         "stochrsi",
         ATR + 14,
         "STOCHRSI(14, 14)",
-        lambda m: _centred(talib.STOCHRSI(m.close, 14, 14, 1)[0]),
+        lambda m: _centred(ta.STOCHRSI(m.close, 14, 14, 1)[0]),
         oriented=True,
     ),
-    Feature("willr_50", 49, "WILLR(50)", lambda m: _centred(talib.WILLR(*m.hlc, 50) + 100), oriented=True),
-    Feature("cci_20", 19, "CCI(20) / 100", lambda m: talib.CCI(*m.hlc, 20) / 100, oriented=True),
-    Feature("mfi_14", 14, "MFI(14)", lambda m: _centred(talib.MFI(*m.hlc, m.volume, 14)), oriented=True),
+    Feature("willr_50", 49, "WILLR(50)", lambda m: _centred(ta.WILLR(*m.hlc, 50) + 100), oriented=True),
+    Feature("cci_20", 19, "CCI(20) / 100", lambda m: ta.CCI(*m.hlc, 20) / 100, oriented=True),
+    Feature("mfi_14", 14, "MFI(14)", lambda m: _centred(ta.MFI(*m.hlc, m.volume, 14)), oriented=True),
     Feature(
-        "ultosc", 28, "ULTOSC(7, 14, 28)", lambda m: _centred(talib.ULTOSC(*m.hlc, 7, 14, 28)), oriented=True
+        "ultosc", 28, "ULTOSC(7, 14, 28)", lambda m: _centred(ta.ULTOSC(*m.hlc, 7, 14, 28)), oriented=True
     ),
     Feature(
         "aroonosc_25",
         25,
         "AROONOSC(25) / 100",
-        lambda m: talib.AROONOSC(m.high, m.low, 25) / 100,
+        lambda m: ta.AROONOSC(m.high, m.low, 25) / 100,
         oriented=True,
     ),
-    Feature("bop", 0, "BOP", lambda m: talib.BOP(m.open, *m.hlc), oriented=True),
+    Feature("bop", 0, "BOP", lambda m: ta.BOP(m.open, *m.hlc), oriented=True),
     Feature(
         "trix_15",
         ATR,
         "TRIX(15) / NATR(14)",
-        lambda m: m.now.of(talib.TRIX(m.close, 15) * m.close) / (100 * m.now.unit),
+        lambda m: m.now.of(ta.TRIX(m.close, 15) * m.close) / (100 * m.now.unit),
         shared=ATR,
         oriented=True,
     ),
@@ -249,7 +250,7 @@ FEATURES: tuple[Feature, ...] = (
         "macd_histogram",
         ATR,
         "MACD(12, 26, 9) histogram / ATR(14)",
-        lambda m: _in_atr(m, talib.MACD(m.close, 12, 26, 9)[2]),
+        lambda m: _in_atr(m, ta.MACD(m.close, 12, 26, 9)[2]),
         shared=ATR,
         oriented=True,
     ),
@@ -257,7 +258,7 @@ FEATURES: tuple[Feature, ...] = (
         "dema_20",
         ATR,
         "(close - DEMA(20)) / ATR(14)",
-        lambda m: _above(m, talib.DEMA(m.close, 20)),
+        lambda m: _above(m, ta.DEMA(m.close, 20)),
         shared=ATR,
         oriented=True,
     ),
@@ -265,7 +266,7 @@ FEATURES: tuple[Feature, ...] = (
         "ema_50",
         50 + ema_lookback(50),
         "(close - EMA(50)) / ATR(14)",
-        lambda m: _above(m, talib.EMA(m.close, 50)),
+        lambda m: _above(m, ta.EMA(m.close, 50)),
         shared=ATR,
         oriented=True,
     ),
@@ -273,7 +274,7 @@ FEATURES: tuple[Feature, ...] = (
         "tema_20",
         ATR,
         "(close - TEMA(20)) / ATR(14)",
-        lambda m: _above(m, talib.TEMA(m.close, 20)),
+        lambda m: _above(m, ta.TEMA(m.close, 20)),
         shared=ATR,
         oriented=True,
     ),
@@ -281,7 +282,7 @@ FEATURES: tuple[Feature, ...] = (
         "wma_100",
         99,
         "(close - WMA(100)) / ATR(14)",
-        lambda m: _above(m, talib.WMA(m.close, 100)),
+        lambda m: _above(m, ta.WMA(m.close, 100)),
         shared=ATR,
         oriented=True,
     ),
@@ -289,7 +290,7 @@ FEATURES: tuple[Feature, ...] = (
         "midprice_24",
         23,
         "(close - MIDPRICE(24)) / ATR(14)",
-        lambda m: _above(m, talib.MIDPRICE(m.high, m.low, 24)),
+        lambda m: _above(m, ta.MIDPRICE(m.high, m.low, 24)),
         shared=ATR,
         oriented=True,
     ),
@@ -297,7 +298,7 @@ FEATURES: tuple[Feature, ...] = (
         "linearreg_24",
         23,
         "(close - LINEARREG(24)) / ATR(14)",
-        lambda m: _above(m, talib.LINEARREG(m.close, 24)),
+        lambda m: _above(m, ta.LINEARREG(m.close, 24)),
         shared=ATR,
         oriented=True,
     ),
@@ -340,12 +341,12 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature("wicks", 0, "(lower wick - upper wick) / range", _wicks, oriented=True),
     Feature("adx_14", 0, "ADX(14)", lambda m: m.now.measures.adx, shared=ADX),
-    Feature("dx_14", ATR, "DX(14)", lambda m: talib.DX(*m.hlc, PERIOD)),
+    Feature("dx_14", ATR, "DX(14)", lambda m: ta.DX(*m.hlc, PERIOD)),
     Feature(
         "adx_change",
         ADX + 13,
         "ADX(14) - ADXR(14)",
-        lambda m: m.now.measures.adx - m.now.of(talib.ADXR(*m.hlc, PERIOD)),
+        lambda m: m.now.measures.adx - m.now.of(ta.ADXR(*m.hlc, PERIOD)),
         shared=ADX,
     ),
     Feature("natr_14", 0, "NATR(14) / 100", lambda m: _ratio(m.now.measures.atr, m.close), shared=ATR),
@@ -353,9 +354,9 @@ FEATURES: tuple[Feature, ...] = (
         "atr_ratio",
         28 + wilder_lookback(28),
         "ATR(7) / ATR(28)",
-        lambda m: _ratio(talib.ATR(*m.hlc, 7), talib.ATR(*m.hlc, 28)),
+        lambda m: _ratio(ta.ATR(*m.hlc, 7), ta.ATR(*m.hlc, 28)),
     ),
-    Feature("true_range", 1, "TRANGE / ATR(14)", lambda m: _in_atr(m, talib.TRANGE(*m.hlc)), shared=ATR),
+    Feature("true_range", 1, "TRANGE / ATR(14)", lambda m: _in_atr(m, ta.TRANGE(*m.hlc)), shared=ATR),
     Feature("volatility_ratio", 72, "rolling: spread of 12 log returns / of 72", _volatility_ratio),
     Feature(
         "range_ahead",
@@ -400,7 +401,8 @@ FEATURES: tuple[Feature, ...] = (
 """The columns of ``market_features``, in order."""
 
 FEATURE_NAMES = tuple(feature.name for feature in FEATURES)
-WINDOWS = sorted({feature.window for feature in FEATURES})
+WINDOWS = {feature.window for feature in FEATURES}
+LOOKBACKS = tuple(feature.lookback for feature in FEATURES)
 
 
 def market_features(candles: Candles, last: int | None = None) -> Floats:
@@ -423,6 +425,7 @@ def market_features(candles: Candles, last: int | None = None) -> Floats:
     tails = {window: market.since(max(first - window, 0)) for window in WINDOWS}
     for column, feature in zip(columns, FEATURES, strict=True):
         column[:] = feature.compute(tails[feature.window])[first - n :]
-        if first < feature.lookback:
-            column[: feature.lookback - first] = np.nan
+    if first < max(LOOKBACKS):
+        for column, lookback in zip(columns, LOOKBACKS, strict=True):
+            column[: max(lookback - first, 0)] = np.nan
     return columns.T

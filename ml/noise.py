@@ -7,16 +7,19 @@ limits are set so that the real crashes of 2017 to 2024 (wicks up to 45 median r
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from ml.candles import Candles, to_datetime
+from ml.indicators import ta
 
 __all__ = ["LOOKBACK", "REASONS", "Cleaned", "Dropped", "clean"]
+
+Floats = NDArray[np.float64]
 
 LOOKBACK = 100
 """Earlier candles that decide whether a candle is noise."""
@@ -24,6 +27,8 @@ LOOKBACK = 100
 JUMP_WINDOW = 5
 MAX_JUMP = 3.0
 MAX_WICK = 50.0
+CHUNK = 8192
+"""Medians looked for at a time."""
 
 REASONS = {
     "outside_range": "open or close is outside the candle's own low and high",
@@ -60,36 +65,59 @@ def clean(candles: Candles) -> Cleaned:
 
     The first candles are not judged by medians that they are too few for.
     """
-    masks = dict(zip(REASONS, _noise(candles), strict=True))
-    reason = np.full(len(candles), -1)
-    for index, mask in reversed(list(enumerate(masks.values()))):
-        reason[mask] = index
-    names = list(REASONS)
-    noisy = np.flatnonzero(reason >= 0)
+    masks = _noise(candles)
+    noise = np.logical_or.reduce(masks)
+    noisy = np.flatnonzero(noise)
+    names = tuple(REASONS)
+    # The first reason that fits.
+    reasons = [names[index] for index in masks[:, noisy].argmax(axis=0).tolist()]
     return Cleaned(
-        candles=candles.take(reason < 0) if len(noisy) else candles,
-        dropped=tuple(Dropped(to_datetime(candles.open_time[row]), names[reason[row]]) for row in noisy),
-        counts={name: int((reason == index).sum()) for index, name in enumerate(names)},
+        candles=candles.take(~noise) if reasons else candles,
+        dropped=tuple(
+            Dropped(to_datetime(moment), reason)
+            for moment, reason in zip(candles.open_time[noisy], reasons, strict=True)
+        ),
+        counts={name: reasons.count(name) for name in names},
     )
 
 
-def _noise(candles: Candles) -> list[NDArray[np.bool_]]:
-    """(n,) mask of each reason, in the order of ``REASONS``. A comparison with a missing median is False."""
-    top = np.maximum(candles.open, candles.close)
-    bottom = np.minimum(candles.open, candles.close)
-    usual_close = _median_before(candles.close, JUMP_WINDOW)
-    usual_range = _median_before(candles.high - candles.low, LOOKBACK)
-    wick = np.maximum(candles.high - top, bottom - candles.low)
-    return [
-        (top > candles.high) | (bottom < candles.low),
-        candles.volume == 0,
-        candles.high == candles.low,
-        (candles.close > MAX_JUMP * usual_close) | (candles.close * MAX_JUMP < usual_close),
+def _noise(candles: Candles) -> NDArray[np.bool_]:
+    """(``len(REASONS)``, n) masks in their order; what has no median before it is not judged."""
+    high, low, close = candles.high, candles.low, candles.close
+    top, bottom = np.maximum(candles.open, close), np.minimum(candles.open, close)
+    wick_length, spread = np.maximum(high - top, bottom - low), high - low
+    masks = np.zeros((len(REASONS), len(candles)), dtype=bool)
+    outside_range, no_volume, flat, jump, wick = masks
+    np.logical_or(top > high, bottom < low, out=outside_range)
+    np.equal(candles.volume, 0, out=no_volume)
+    np.equal(high, low, out=flat)
+    # A median lies between the lowest and the highest: what does not stand out from those does not from it.
+    may_jump = close > MAX_JUMP * _before(ta.MIN, close, JUMP_WINDOW)
+    may_jump |= close * MAX_JUMP < _before(ta.MAX, close, JUMP_WINDOW)
+    for rows, usual in _medians_before(close, JUMP_WINDOW, may_jump):
+        jump[rows] = (close[rows] > MAX_JUMP * usual) | (close[rows] * MAX_JUMP < usual)
+    for rows, usual in _medians_before(
+        spread, LOOKBACK, wick_length > MAX_WICK * _before(ta.MIN, spread, LOOKBACK)
+    ):
         # Where nothing usually moves (median 0) any wick would be infinitely long.
-        (wick > MAX_WICK * usual_range) & (usual_range > 0),
-    ]
+        wick[rows] = (wick_length[rows] > MAX_WICK * usual) & (usual > 0)
+    return masks
 
 
-def _median_before(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """(n,) median of the ``window`` values before each, itself left out; NaN for the first ``window``."""
-    return pd.Series(values).rolling(window).median().shift(1).to_numpy()
+def _before(extreme: Callable[[Floats, int], Floats], values: Floats, window: int) -> Floats:
+    """(n,) ``extreme`` of the ``window`` values before each; NaN for the first ``window``."""
+    result = np.full(len(values), np.nan)
+    result[1:] = extreme(values, window)[:-1]
+    return result
+
+
+def _medians_before(
+    values: Floats, window: int, where: NDArray[np.bool_]
+) -> Iterator[tuple[NDArray[np.int64], Floats]]:
+    """Rows of a mask, ``CHUNK`` at a time, and the median of the ``window`` values before each."""
+    found = np.flatnonzero(where)
+    middle = [(window - 1) // 2, window // 2]
+    for start in range(0, len(found), CHUNK):
+        rows = found[start : start + CHUNK]
+        before = np.partition(values[rows[:, None] + np.arange(-window, 0)], middle, axis=1)
+        yield rows, before[:, middle].mean(axis=1)

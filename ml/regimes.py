@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import talib
 from numpy.typing import NDArray
 
 from ml.candles import Candles
+from ml.indicators import ta
 from ml.keys import REGIMES
 from ml.rolling import rolling_rank, rolling_std, rolling_sum, wilder_lookback
 
@@ -59,12 +59,12 @@ def measure(candles: Candles, last: int | None = None) -> RegimeMeasures:
     rows = n if last is None else min(last, n)
     ranked = min(rows + RANK_WINDOW - 1, n)
     high, low, close = candles.high, candles.low, candles.close
-    atr = talib.ATR(high, low, close, PERIOD)[n - ranked :]
+    atr = ta.ATR(high, low, close, PERIOD)[n - ranked :]
     banded = close[max(n - ranked - BOLLINGER_WINDOW + 1, 0) :]
     middle = rolling_sum(banded, BOLLINGER_WINDOW) / BOLLINGER_WINDOW
     width = (4 * rolling_std(banded, BOLLINGER_WINDOW) / middle)[len(banded) - ranked :]
     smoothed = max(n - rows - ADX_LOOKBACK, 0)
-    adx = talib.ADX(high[smoothed:], low[smoothed:], close[smoothed:], PERIOD)
+    adx = ta.ADX(high[smoothed:], low[smoothed:], close[smoothed:], PERIOD)
     asked = slice(ranked - rows, None)
     return RegimeMeasures(
         atr=atr[asked],

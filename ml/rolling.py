@@ -43,8 +43,10 @@ def rolling_std(values: Floats, window: int) -> Floats:
     """(n,) population standard deviation of the last ``window`` values, in two passes; NaN at the start."""
 
     def spread(windows: Floats) -> Floats:
-        square = _total((windows - _total(windows) / window) ** 2)
-        return np.sqrt(square / window)
+        apart = windows - _total(windows) / window
+        apart *= apart
+        deviation: Floats = np.sqrt(_total(apart) / window)
+        return deviation
 
     return _of_windows(spread, values, window)
 
@@ -52,7 +54,7 @@ def rolling_std(values: Floats, window: int) -> Floats:
 def rolling_slope(values: Floats, window: int) -> Floats:
     """(n,) slope of the least-squares line through the last ``window`` values, a step; NaN at the start."""
     place = np.arange(window)[:, None] - (window - 1) / 2
-    return _of_windows(lambda windows: _total(place * windows), values, window) / (place**2).sum()
+    return _of_windows(lambda windows: _total(place * windows), values, window) / float((place**2).sum())
 
 
 def rolling_rank(values: Floats, window: int) -> Floats:
@@ -67,7 +69,7 @@ def rolling_rank(values: Floats, window: int) -> Floats:
         # At most 255 comparisons at a time, so that they add up in uint8 without a cast.
         for part in range(0, window, 255):
             smaller = windows[part : part + 255] < windows[-1]
-            count += smaller.view(np.uint8).sum(axis=0, dtype=np.uint8)
+            count += np.add.reduce(smaller.view(np.uint8), axis=0, dtype=np.uint8)
         return count / window
 
     rank = _of_windows(below, values, window)
