@@ -13,10 +13,21 @@ from numpy.typing import NDArray
 from ml.candles import Candles
 from ml.errors import InputRejected
 
-__all__ = ["PATTERN_NAMES", "FoundPatterns", "PatternSignal", "detect", "pattern_mask", "pattern_names"]
+__all__ = [
+    "PATTERN_NAMES",
+    "PATTERN_WINDOW",
+    "FoundPatterns",
+    "PatternSignal",
+    "detect",
+    "pattern_mask",
+    "pattern_names",
+]
 
 PATTERN_NAMES: tuple[str, ...] = tuple(sorted(name for name in talib.__all__ if name.startswith("CDL")))
 """All 61. A pattern's bit in a mask is its index here."""
+
+PATTERN_WINDOW = 64
+"""Candles that are enough to find the last one's patterns."""
 
 TICKS_PER_UNIT = 1e8
 """Exchanges quote at most 8 decimals, so prices become whole numbers, which doubles add exactly."""

@@ -18,8 +18,8 @@ from tests.real_candles import real_candles
 
 __all__ = ["CHAMPIONS", "CUT", "REPLAY_ENV", "TRAINING", "FixedClock", "fill", "resources_of", "train"]
 
-CUT: Final = datetime(2019, 10, 1, tzinfo=UTC)
-"""The data cut of every champion; sixteen days of candles follow it."""
+CUT: Final = datetime(2019, 9, 3, tzinfo=UTC)
+"""The data cut of every champion; four weeks of candles follow it."""
 CHAMPIONS: Final = tuple(
     ModelKey("BTCUSDT", "1h", regime) for regime in ("all", "trending", "sideways", "volatile")
 )

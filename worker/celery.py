@@ -36,6 +36,7 @@ TASK_MODULES = (
     "tasks.candles",
     "tasks.detect",
     "tasks.prediction_log",
+    "tasks.outcomes",
     "tasks.maintenance",
 )
 
