@@ -26,8 +26,8 @@ __all__ = [
 PATTERN_NAMES: tuple[str, ...] = tuple(sorted(name for name in talib.__all__ if name.startswith("CDL")))
 """All 61. A pattern's bit in a mask is its index here."""
 
-PATTERN_WINDOW = 64
-"""Candles that are enough to find the last one's patterns."""
+PATTERN_WINDOW = 32
+"""Candles that are enough to find the last one's patterns; TA-Lib looks back on 14 at most."""
 
 TICKS_PER_UNIT = 1e8
 """Exchanges quote at most 8 decimals, so prices become whole numbers, which doubles add exactly."""
