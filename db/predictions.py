@@ -213,7 +213,7 @@ def _line(position: int, record: Mapping[str, Any]) -> str:
     for name, (kind, encode) in _ENCODERS.items():
         value = record[name]
         try:
-            fields.append("\\N" if value is None else encode(value).translate(_ESCAPES))
+            fields.append("\\N" if value is None else encode(value))
         except (TypeError, ValueError, AttributeError) as error:
             raise InputRejected(name, value, kind) from error
     return "\t".join(fields) + "\n"
@@ -223,7 +223,7 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError
     value.encode()  # half of a surrogate pair is no text
-    return value
+    return _escaped(value)
 
 
 def _number(value: Any) -> str:
@@ -242,18 +242,22 @@ def _time(value: Any) -> str:
 def _names(value: Any) -> str:
     if not isinstance(value, list):
         raise TypeError
-    quoted = (_text(name).replace("\\", "\\\\").replace('"', '\\"') for name in value)
-    return "{" + ",".join(f'"{name}"' for name in quoted) + "}"
+    quoted = (name.replace("\\", "\\\\").replace('"', '\\"') for name in value)
+    return _text("{" + ",".join(f'"{name}"' for name in quoted) + "}")
 
 
 def _bytes(value: Any) -> str:
-    return "\\x" + base64.b64decode(value, validate=True).hex()
+    return "\\\\x" + base64.b64decode(value, validate=True).hex()
 
 
 def _object(value: Any) -> str:
     if not isinstance(value, dict):
         raise TypeError
-    return json.dumps(value, allow_nan=False)
+    return _escaped(json.dumps(value, allow_nan=False))
+
+
+def _escaped(text: str) -> str:
+    return text if text.isalnum() else text.translate(_ESCAPES)  # most are
 
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
