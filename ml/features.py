@@ -11,15 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ml import regimes
 from ml.candles import Candles
+from ml.feature_window import FeatureWindow, read_window
 from ml.indicators import ta
-from ml.regimes import RegimeMeasures
 from ml.rolling import ema_lookback, rolling_slope, rolling_sum, wilder_lookback
 
 __all__ = ["FEATURES", "FEATURE_NAMES", "WINDOW", "Feature", "market_features"]
@@ -39,7 +38,7 @@ class Feature:
     """Earlier candles that ``compute`` needs before a row: a live row is made of no more than these."""
     source: str
     """TA-Lib's functions in capitals; ``rolling`` is ``ml.rolling``."""
-    compute: Callable[[_Market], Floats]
+    compute: Callable[[FeatureWindow], Floats]
     shared: int = 0
     """Earlier candles that decide what it takes of a row from the shared measures, such as ATR."""
     oriented: bool = False
@@ -49,57 +48,6 @@ class Feature:
     def lookback(self) -> int:
         """Earlier candles that decide the value to 1e-9 of its scale; NaN for as many first rows."""
         return max(self.window, self.shared)
-
-
-class _Market(NamedTuple):
-    """What features are computed from: the rows asked for, and earlier candles to look back on."""
-
-    now: _Now
-    open: Floats
-    high: Floats
-    low: Floats
-    close: Floats
-    volume: Floats
-    log_close: Floats
-    step: Floats
-    """Log return."""
-
-    @property
-    def hlc(self) -> tuple[Floats, Floats, Floats]:
-        return self.high, self.low, self.close
-
-    def since(self, row: int) -> _Market:
-        """The same without the candles before ``row``."""
-        return _Market(self.now, *[column[row:] for column in self[1:]])
-
-
-@dataclass(frozen=True, slots=True)
-class _Now:
-    """What several features take of a row; of the rows asked for only."""
-
-    measures: RegimeMeasures
-    unit: Floats
-    """ATR(14), NaN where nothing moved: what moves are measured in."""
-    day_angle: Floats
-    """Time of day of the close."""
-
-    def of(self, values: Floats) -> Floats:
-        """The rows asked for of any longer array that ends with them."""
-        return values[len(values) - len(self.unit) :]
-
-
-def _read(candles: Candles, last: int) -> _Market:
-    measures = regimes.measure(candles, last)
-    unit = np.where(measures.atr > 0, measures.atr, np.nan)
-    close_time = candles.open_time[len(candles) - last :] + candles.step
-    into_day = close_time - close_time.astype("datetime64[D]")
-    log_close = np.log(candles.close)
-    step = np.concatenate([[np.nan], log_close[1:] - log_close[:-1]])
-    return _Market(
-        _Now(measures, unit, day_angle=2 * np.pi * (into_day / np.timedelta64(1, "D"))),
-        *(candles.open, candles.high, candles.low, candles.close, candles.volume),
-        *(log_close, step),
-    )
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
@@ -115,49 +63,49 @@ def _centred(percent: Floats) -> Floats:
     return percent / 50 - 1
 
 
-def _move(m: _Market, bars: int) -> Floats:
+def _move(m: FeatureWindow, bars: int) -> Floats:
     """Price move in ATR, over what a random walk makes of as many bars."""
     return m.now.of(ta.MOM(m.close, bars)) / (m.now.unit * math.sqrt(bars))
 
 
-def _in_atr(m: _Market, values: Floats) -> Floats:
+def _in_atr(m: FeatureWindow, values: Floats) -> Floats:
     return m.now.of(values) / m.now.unit
 
 
-def _above(m: _Market, line: Floats) -> Floats:
+def _above(m: FeatureWindow, line: Floats) -> Floats:
     """How far the close is above a line, in ATR."""
     return _in_atr(m, m.close - line)
 
 
-def _slope(m: _Market, bars: int) -> Floats:
+def _slope(m: FeatureWindow, bars: int) -> Floats:
     """Slope of the regression line of the log close, in ATR a bar."""
     return _in_atr(m, rolling_slope(m.log_close, bars) * m.close)
 
 
-def _channel(m: _Market, bars: int) -> Floats:
+def _channel(m: FeatureWindow, bars: int) -> Floats:
     """Place of the close between the lowest low (-1) and the highest high (1): Donchian's channel."""
     floor, ceiling = ta.MIN(m.low, bars), ta.MAX(m.high, bars)
     return 2 * _ratio(m.close - floor, ceiling - floor) - 1
 
 
-def _directional(m: _Market) -> Floats:
+def _directional(m: FeatureWindow) -> Floats:
     directional: Floats = (ta.PLUS_DI(*m.hlc, PERIOD) - ta.MINUS_DI(*m.hlc, PERIOD)) / 100
     return directional
 
 
-def _bollinger(m: _Market) -> Floats:
+def _bollinger(m: FeatureWindow) -> Floats:
     """Place of the close between the bands: -1 lower, 1 upper; NaN while the spread is only rounding."""
     middle, width = m.now.measures.middle, m.now.measures.width
     return _ratio(m.close - middle, np.where(width > 1e-12, width * middle / 2, 0.0))
 
 
-def _volatility_ratio(m: _Market) -> Floats:
+def _volatility_ratio(m: FeatureWindow) -> Floats:
     """Spread of the last 12 log returns over that of the last 72 (around 0: hourly drift is noise)."""
     square = m.step**2
     return np.sqrt(_ratio(rolling_sum(square, 12) / 12, rolling_sum(square, 72) / 72))
 
 
-def _range_ahead(m: _Market) -> Floats:
+def _range_ahead(m: FeatureWindow) -> Floats:
     """What range the clock promises: that of the 12 candles that came 24, 48 … 168 candles ago, in ATR.
 
     On hourly candles these are the next 12 hours as they were on each of the last 7 days.
@@ -170,29 +118,29 @@ def _range_ahead(m: _Market) -> Floats:
     return _in_atr(m, total / len(lags))
 
 
-def _mean_volume(m: _Market, bars: int) -> Floats:
+def _mean_volume(m: FeatureWindow, bars: int) -> Floats:
     return rolling_sum(m.volume, bars) / bars
 
 
-def _on_balance(m: _Market) -> Floats:
+def _on_balance(m: FeatureWindow) -> Floats:
     """On-balance volume (Granville) of 24 candles, as a share of their volume."""
     return _ratio(rolling_sum(np.sign(m.step) * m.volume, 24), rolling_sum(m.volume, 24))
 
 
-def _money_flow(m: _Market) -> Floats:
+def _money_flow(m: FeatureWindow) -> Floats:
     """Chaikin money flow of 20 candles: volume times the close's place in its range, 0 if it has none."""
     place = 2 * _ratio(m.close - m.low, m.high - m.low) - 1
     place[np.isnan(place)] = 0
     return _ratio(rolling_sum(place * m.volume, 20), rolling_sum(m.volume, 20))
 
 
-def _volume_weighted(m: _Market) -> Floats:
+def _volume_weighted(m: FeatureWindow) -> Floats:
     """The close above the volume-weighted price of 24 candles, in ATR."""
     traded = ta.TYPPRICE(*m.hlc) * m.volume
     return _above(m, _ratio(rolling_sum(traded, 24), rolling_sum(m.volume, 24)))
 
 
-def _wicks(m: _Market) -> Floats:
+def _wicks(m: FeatureWindow) -> Floats:
     """Lower wick minus upper wick, over the range: over 0 where the price was pushed back up."""
     top, bottom = np.maximum(m.open, m.close), np.minimum(m.open, m.close)
     return _ratio((bottom - m.low) - (m.high - top), m.high - m.low)
@@ -421,7 +369,7 @@ def market_features(candles: Candles, last: int | None = None) -> Floats:
     columns = np.empty((len(FEATURES), n - first))
     if n == first:
         return columns.T
-    market = _read(candles, n - first)
+    market = read_window(candles, n - first)
     tails = {window: market.since(max(first - window, 0)) for window in WINDOWS}
     for column, feature in zip(columns, FEATURES, strict=True):
         column[:] = feature.compute(tails[feature.window])[first - n :]
