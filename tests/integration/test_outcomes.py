@@ -3,183 +3,48 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
-from functools import cache
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
-from uuid import UUID, uuid5
+from uuid import uuid5
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 from celery import Celery
-from sklearn.metrics import brier_score_loss, precision_score, recall_score
 from sqlalchemy.orm import Session
 
-from db import candles, predictions
-from db.models import EvaluationRow, ModelRow, Prediction
-from ml.candles import Candles, to_datetime
+from db.models import Prediction
+from ml.candles import to_datetime
 from ml.config import LabelConfig
-from ml.dataset import label_signals, read_market
-from ml.keys import REGIMES, ModelKey
-from ml.live_accuracy import LiveAccuracy
+from ml.keys import ModelKey
 from ml.noise import clean
-from ml.rows import SignalRows
-from runtime.settings import Settings
 from tasks import outcomes
-from tasks.base import Resources
-from tests.integration.db.rows import add_model, race
+from tests.integration.answers import (
+    HORIZON,
+    HOUR,
+    LATER,
+    MICROSECOND,
+    NAMES,
+    System,
+    abstained,
+    batch,
+    crashed,
+    expected,
+    got,
+    record,
+    traded,
+    with_columns,
+)
+from tests.integration.db.rows import race
 from tests.processes import RunningProcess
-from tests.real_candles import real_candles
 
 pytestmark = pytest.mark.inference
-
-HOUR = timedelta(hours=1)
-MICROSECOND = timedelta(microseconds=1)
-HORIZON = 12 * HOUR
-LABELS = LabelConfig()
-NAMES = UUID(int=3)
-LATER = datetime(2024, 1, 1, tzinfo=UTC)
-
-
-class SetClock:
-    def __init__(self, now: datetime) -> None:
-        self.at = now
-
-    def now(self) -> datetime:
-        return self.at
-
-
-class System:
-    """A database, a clock that stands where it is put, and what the tests do with them."""
-
-    def __init__(self, database_url: str, **options: Any) -> None:
-        self.clock = SetClock(LATER)
-        settings = Settings(
-            database_url=database_url, redis_url="redis://127.0.0.1:1/0", live_window_days=3650, **options
-        )
-        self.resources = Resources(lambda: settings, lambda _: self.clock)
-
-    def store(self, series: Candles, *, now: datetime = LATER, symbol: str = "BTCUSDT") -> None:
-        with self.resources.transaction() as session:
-            candles.write(session, symbol=symbol, interval="1h", candles=series, source="test", now=now)
-
-    def add(self, records: Sequence[dict[str, Any]]) -> None:
-        with self.resources.transaction() as session:
-            assert predictions.write(session, records) == len(records)
-
-    def model(self, key: ModelKey, labels: dict[str, Any] | None = None) -> int:
-        with self.resources.transaction() as session:
-            row = add_model(session, key)
-            session.execute(
-                sa.update(ModelRow).where(ModelRow.id == row.id).values(config={"labels": labels or {}})
-            )
-            return row.id
-
-    def run(self, now: datetime) -> dict[str, Any]:
-        self.clock.at = now
-        return outcomes.resolve_due(self.resources)
-
-    def predictions(self) -> list[Prediction]:
-        with self.resources.transaction() as session:
-            query = sa.select(Prediction).order_by(Prediction.signal_time, Prediction.direction)
-            return list(session.scalars(query))
-
-    def resolved(self) -> list[Prediction]:
-        return [row for row in self.predictions() if row.resolved_at is not None]
-
-    def live(self) -> list[EvaluationRow]:
-        with self.resources.transaction() as session:
-            query = sa.select(EvaluationRow).order_by(EvaluationRow.id)
-            return list(session.scalars(query))
 
 
 @pytest.fixture
 def system(database_url: str) -> System:
     return System(database_url)
-
-
-@cache
-def traded() -> Candles:
-    """Half a year with two gaps of over two candles in it."""
-    whole = real_candles()
-    return whole.take(whole.open_time >= np.datetime64("2018-12-20")).until(datetime(2019, 7, 5, tzinfo=UTC))
-
-
-@cache
-def crashed() -> Candles:
-    """The same with a tick in it that looks like noise, and stopped every long position."""
-    low = traded().low.copy()
-    low[2000] /= 3
-    return with_columns(traded(), low=low)
-
-
-def with_columns(series: Candles, **columns: Any) -> Candles:
-    names = ("open", "high", "low", "close", "volume")
-    return Candles("1h", series.open_time, *(columns.get(name, getattr(series, name)) for name in names))
-
-
-@cache
-def batch(labels: LabelConfig = LABELS, crash: bool = False) -> SignalRows:
-    """What training makes of the same candles."""
-    candles = crashed() if crash else traded()
-    market = read_market(clean(candles).candles)
-    return label_signals(market, symbol="BTCUSDT", config=labels, traded=candles)
-
-
-def record(rows: SignalRows, row: int, **changes: Any) -> dict[str, Any]:
-    """The answer to one of the batch's signals, as an inference worker records it."""
-    time = to_datetime(rows.close_time[row])
-    made: dict[str, Any] = dict.fromkeys(predictions.COLUMNS)
-    confidence = round(0.45 + (row * 7 % 23) / 100, 2)
-    return (
-        made
-        | {
-            "id": str(uuid5(NAMES, f"{row}")),
-            "signal_time": time.isoformat(),
-            "as_of": time.isoformat(),
-            "symbol": "BTCUSDT",
-            "interval": "1h",
-            "regime": REGIMES[rows.regime[row]],
-            "role": "champion",
-            "direction": int(rows.direction[row]),
-            "patterns": ["CDLDOJI"],
-            "pattern_confidence": float(rows.pattern_confidence[row]),
-            "confidence": confidence,
-            "decision": "accept" if confidence > 0.6 else "reject",
-            "entry_price": float(rows.entry_price[row]),
-            "atr": float(rows.atr[row]),
-            "horizon_end": (time + HORIZON).isoformat(),
-            "metadata": {"threshold": 0.55},
-        }
-        | changes
-    )
-
-
-def abstained(rows: SignalRows, row: int, **changes: Any) -> dict[str, Any]:
-    unknown: dict[str, Any] = {
-        "confidence": None,
-        "decision": "abstain",
-        "abstain_reason": "no_model",
-        "metadata": {},
-    }
-    return record(rows, row, **unknown | changes)
-
-
-def expected(rows: SignalRows, *, until: datetime) -> list[tuple[Any, ...]]:
-    """(label, its end, net return, reason) of each whose horizon has ended."""
-    net = rows.gross_return_atr - rows.cost_atr
-    return [
-        (None, None, None, "gap")
-        if np.isnan(rows.label[row])
-        else (rows.label[row], to_datetime(rows.label_end[row]), pytest.approx(net[row], abs=1e-12), None)
-        for row in range(len(rows))
-        if to_datetime(rows.close_time[row]) + HORIZON <= until
-    ]
-
-
-def got(found: Sequence[Prediction]) -> list[tuple[Any, ...]]:
-    return [(row.label, row.label_end, row.net_return_atr, row.details.get("unresolved")) for row in found]
 
 
 def test_outcomes_are_the_labels_that_training_gives_the_same_signals(system: System) -> None:
@@ -448,81 +313,6 @@ def test_a_correction_counts_from_when_it_was_known(system: System) -> None:
     assert found[uuid5(NAMES, str(row))].label == 1
     late = found[uuid5(NAMES, "asked later")]
     assert (late.label, late.label_end) == (0, to_datetime(traded().close_time[at + 1]))
-
-
-def test_live_accuracy_of_a_key_is_kept_with_the_newest_model_that_answered(system: System) -> None:
-    rows = batch()
-    key = ModelKey("BTCUSDT", "1h", "trending")
-    first, second, other = system.model(key), system.model(key), system.model(key)
-    chosen = [int(row) for row in np.flatnonzero(rows.regime == REGIMES.index("trending"))[:400]]
-    mine = [record(rows, row, model_id=first if row < chosen[300] else second) for row in chosen[:-20]]
-    silent = [abstained(rows, row, model_id=other) for row in chosen[-20:]]
-    nobodys = np.flatnonzero(rows.regime == REGIMES.index("volatile"))[:30]
-    system.store(traded())
-    system.add([*mine, *silent, *(abstained(rows, int(row)) for row in nobodys)])
-
-    done = system.run(LATER)
-
-    assert done["keys"] == ["BTCUSDT 1h trending", "BTCUSDT 1h volatile"]
-    (kept,) = system.live()
-    assert (kept.key, kept.kind, kept.model_id, kept.as_of) == (key, "live", second, LATER)
-    labelled = np.array([row for row in chosen[:-20] if not np.isnan(rows.label[row])])
-    label = rows.label[labelled]
-    confidence = np.array([record(rows, int(row))["confidence"] for row in labelled])
-    accuracy = LiveAccuracy.from_json(kept.metrics)
-    assert (accuracy.resolved, accuracy.answered) == (400, len(labelled))
-    assert accuracy.abstained == {"no_model": 20}
-    assert accuracy.unlabelled == {"gap": 380 - len(labelled)} or len(labelled) == 380
-    assert (kept.rows, kept.base_rate) == (len(labelled), label.mean())
-    assert kept.precision == pytest.approx(precision_score(label, confidence >= 0.55))
-    assert kept.recall == pytest.approx(recall_score(label, confidence >= 0.55))
-    assert kept.brier == pytest.approx(brier_score_loss(label, confidence))
-    net = (rows.gross_return_atr - rows.cost_atr)[labelled]
-    assert kept.net_return_atr == pytest.approx(net[confidence > 0.6].mean())
-    assert accuracy.precision.low is not None
-    with system.resources.transaction() as session:
-        found = outcomes.live_accuracy(session, since=datetime(2018, 12, 1, tzinfo=UTC), until=LATER)
-    assert [str(found_key) for found_key, _ in found] == done["keys"]
-    assert found[0][1] == accuracy
-    assert (found[1][1].resolved, found[1][1].answered) == (30, 0)
-
-
-def test_the_window_is_by_the_signals_time_and_their_horizons_end(system: System) -> None:
-    rows = batch()
-    system.store(traded())
-    system.add([record(rows, row, regime="trending") for row in range(500, 600)])
-    system.run(LATER)
-    since, until = to_datetime(rows.close_time[520]), to_datetime(rows.close_time[580])
-
-    with system.resources.transaction() as session:
-        ((_, found),) = outcomes.live_accuracy(session, since=since, until=until)
-
-    times = [to_datetime(time) for time in rows.close_time[500:600]]
-    assert found.resolved == sum(since <= time <= until - HORIZON for time in times)
-
-
-def test_a_signal_asked_for_again_counts_once_and_a_shadow_not_at_all(system: System) -> None:
-    rows = batch()
-    system.store(traded())
-    later = "2020-01-01T00:00:00Z"
-    again = [
-        record(rows, 700, regime="trending", confidence=0.9, as_of=later, id=str(uuid5(NAMES, f"again {n}")))
-        for n in range(5)
-    ]
-    silent = abstained(rows, 701, regime="trending", as_of="2017-01-01T00:00:00Z", id=str(uuid5(NAMES, "s")))
-    shadow = record(rows, 702, regime="trending", role="shadow")
-    system.add([record(rows, 700, regime="trending", confidence=0.6), *again, silent, shadow])
-    system.add([record(rows, 701, regime="trending")])
-    system.run(LATER)
-
-    with system.resources.transaction() as session:
-        ((_, found),) = outcomes.live_accuracy(session, since=datetime(2018, 12, 1, tzinfo=UTC), until=LATER)
-
-    label = rows.label[[700, 701]]
-    confidence = np.array([0.6, record(rows, 701)["confidence"]])
-    assert (found.resolved, found.answered, found.abstained) == (2, 2, {})
-    assert found.brier.value == pytest.approx(((confidence - label) ** 2).mean())
-    assert len(system.resolved()) == 9
 
 
 def test_a_worker_of_the_maintenance_queue_resolves_what_is_due(

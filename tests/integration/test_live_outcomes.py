@@ -1,0 +1,98 @@
+"""The accuracy kept of a key: which signals it is of, and whose it is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from uuid import uuid5
+
+import numpy as np
+import pytest
+from sklearn.metrics import brier_score_loss, precision_score, recall_score
+
+from ml.candles import to_datetime
+from ml.keys import REGIMES, ModelKey
+from ml.live_accuracy import LiveAccuracy
+from tasks import outcomes
+from tests.integration.answers import HORIZON, LATER, NAMES, System, abstained, batch, record, traded
+
+pytestmark = pytest.mark.inference
+
+
+@pytest.fixture
+def system(database_url: str) -> System:
+    return System(database_url)
+
+
+def test_live_accuracy_of_a_key_is_kept_with_the_newest_model_that_answered(system: System) -> None:
+    rows = batch()
+    key = ModelKey("BTCUSDT", "1h", "trending")
+    first, second, other = system.model(key), system.model(key), system.model(key)
+    chosen = [int(row) for row in np.flatnonzero(rows.regime == REGIMES.index("trending"))[:400]]
+    mine = [record(rows, row, model_id=first if row < chosen[300] else second) for row in chosen[:-20]]
+    silent = [abstained(rows, row, model_id=other) for row in chosen[-20:]]
+    nobodys = np.flatnonzero(rows.regime == REGIMES.index("volatile"))[:30]
+    system.store(traded())
+    system.add([*mine, *silent, *(abstained(rows, int(row)) for row in nobodys)])
+
+    done = system.run(LATER)
+
+    assert done["keys"] == ["BTCUSDT 1h trending", "BTCUSDT 1h volatile"]
+    (kept,) = system.live()
+    assert (kept.key, kept.kind, kept.model_id, kept.as_of) == (key, "live", second, LATER)
+    labelled = np.array([row for row in chosen[:-20] if not np.isnan(rows.label[row])])
+    label = rows.label[labelled]
+    confidence = np.array([record(rows, int(row))["confidence"] for row in labelled])
+    accuracy = LiveAccuracy.from_json(kept.metrics)
+    assert (accuracy.resolved, accuracy.answered) == (400, len(labelled))
+    assert accuracy.abstained == {"no_model": 20}
+    assert accuracy.unlabelled == {"gap": 380 - len(labelled)} or len(labelled) == 380
+    assert (kept.rows, kept.base_rate) == (len(labelled), label.mean())
+    assert kept.precision == pytest.approx(precision_score(label, confidence >= 0.55))
+    assert kept.recall == pytest.approx(recall_score(label, confidence >= 0.55))
+    assert kept.brier == pytest.approx(brier_score_loss(label, confidence))
+    net = (rows.gross_return_atr - rows.cost_atr)[labelled]
+    assert kept.net_return_atr == pytest.approx(net[confidence > 0.6].mean())
+    assert accuracy.precision.low is not None
+    with system.resources.transaction() as session:
+        found = outcomes.live_accuracy(session, since=datetime(2018, 12, 1, tzinfo=UTC), until=LATER)
+    assert [str(found_key) for found_key, _ in found] == done["keys"]
+    assert found[0][1] == accuracy
+    assert (found[1][1].resolved, found[1][1].answered) == (30, 0)
+
+
+def test_the_window_is_by_the_signals_time_and_their_horizons_end(system: System) -> None:
+    rows = batch()
+    system.store(traded())
+    system.add([record(rows, row, regime="trending") for row in range(500, 600)])
+    system.run(LATER)
+    since, until = to_datetime(rows.close_time[520]), to_datetime(rows.close_time[580])
+
+    with system.resources.transaction() as session:
+        ((_, found),) = outcomes.live_accuracy(session, since=since, until=until)
+
+    times = [to_datetime(time) for time in rows.close_time[500:600]]
+    assert found.resolved == sum(since <= time <= until - HORIZON for time in times)
+
+
+def test_a_signal_asked_for_again_counts_once_and_a_shadow_not_at_all(system: System) -> None:
+    rows = batch()
+    system.store(traded())
+    later = "2020-01-01T00:00:00Z"
+    again = [
+        record(rows, 700, regime="trending", confidence=0.9, as_of=later, id=str(uuid5(NAMES, f"again {n}")))
+        for n in range(5)
+    ]
+    silent = abstained(rows, 701, regime="trending", as_of="2017-01-01T00:00:00Z", id=str(uuid5(NAMES, "s")))
+    shadow = record(rows, 702, regime="trending", role="shadow")
+    system.add([record(rows, 700, regime="trending", confidence=0.6), *again, silent, shadow])
+    system.add([record(rows, 701, regime="trending")])
+    system.run(LATER)
+
+    with system.resources.transaction() as session:
+        ((_, found),) = outcomes.live_accuracy(session, since=datetime(2018, 12, 1, tzinfo=UTC), until=LATER)
+
+    label = rows.label[[700, 701]]
+    confidence = np.array([0.6, record(rows, 701)["confidence"]])
+    assert (found.resolved, found.answered, found.abstained) == (2, 2, {})
+    assert found.brier.value == pytest.approx(((confidence - label) ** 2).mean())
+    assert len(system.resolved()) == 9
