@@ -59,10 +59,12 @@ def envelope(server: redis.Redis) -> Json:
 def test_sixteen_threads_on_one_client_get_each_its_own_answers(
     client: PredictionClient, server: redis.Redis, redis_url: str, start_echo: StartEcho
 ) -> None:
+    """Two workers, and every third answer is slow: replies come in another order than requests."""
+    start_echo(redis_url)
     start_echo(redis_url)
 
     def ask(thread: int) -> list[list[Json]]:
-        return [client.predict(echo(f"{thread}-{call}")) for call in range(50)]
+        return [client.predict(echo(f"{thread}-{call}", wait=0 if call % 3 else 0.005)) for call in range(50)]
 
     with ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(ask, range(16)))
@@ -237,21 +239,37 @@ def test_the_same_clients_work_again_after_redis_was_killed(
         runner.run(aclient.close())
 
 
-def test_a_redis_that_restarts_while_a_call_waits_costs_no_answer(
+def test_connections_that_redis_dropped_meanwhile_cost_no_call(
+    client: PredictionClient, server: redis.Redis, redis_url: str, start_echo: StartEcho
+) -> None:
+    start_echo(redis_url)
+    for name in ("one", "two"):
+        assert client.predict(echo(name)) == [{"signal_id": name}]
+        for connection in connections(server):
+            server.client_kill_filter(_id=connection["id"])
+
+
+def test_a_redis_that_restarts_while_calls_wait_costs_no_answer(
     start_valkey: Callable[[], tuple[RunningProcess, str]], start_echo: StartEcho
 ) -> None:
-    """The request is in the append-only file, the client looks for its reply again."""
+    """The request is in the append-only file, both clients look for their replies again."""
     valkey, url = start_valkey()
-    with PredictionClient(url, timeout_seconds=WAIT_SECONDS) as client, ThreadPoolExecutor(2) as threads:
+
+    async def ask() -> list[Json]:
+        async with AsyncPredictionClient(url, timeout_seconds=WAIT_SECONDS) as client:
+            return await client.predict(echo("c"))
+
+    with PredictionClient(url, timeout_seconds=WAIT_SECONDS) as client, ThreadPoolExecutor(3) as threads:
         waiting = [threads.submit(client.predict, echo(name)) for name in "ab"]
+        waiting.append(threads.submit(asyncio.run, ask()))
         with redis.Redis.from_url(url) as server:
-            wait_until(lambda: server.llen("inference") == 2, "the requests")
+            wait_until(lambda: server.llen("inference") == 3, "the requests")
             server.bgrewriteaof()  # writes the file whole, also what is not synced yet
             wait_until(lambda: server.info("persistence")["aof_rewrite_in_progress"] == 0, "the file")
         valkey.kill()
         start_valkey()
         start_echo(url)
-        assert [call.result() for call in waiting] == [[{"signal_id": "a"}], [{"signal_id": "b"}]]
+        assert [call.result() for call in waiting] == [[{"signal_id": name}] for name in "abc"]
 
 
 def test_a_full_redis_is_busy(start_valkey: Callable[[], tuple[RunningProcess, str]]) -> None:
