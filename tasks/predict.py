@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import shared_task
-from celery.exceptions import Ignore
 
 from ml.keys import ModelKey
 from tasks.base import Task
@@ -63,17 +62,19 @@ class PredictTask(Task):
 
 
 @shared_task(base=PredictTask, bind=True, name="tasks.predict", max_retries=0)
-def predict(self: PredictTask, *args: object, **options: object) -> dict[str, Any]:
+def predict(self: PredictTask, *args: object, **options: object) -> dict[str, Any] | None:
     """Answer a signal or a list of them: ``args = [signals]``, ``options`` may hold ``reply_to``.
 
     Bad input comes back as a value, ``error``; too much work as ``busy``; neither is recorded.
 
     Returns:
-        The reply, which where ``reply_to`` names a list is pushed there instead.
+        The reply; None where ``reply_to`` names a list, for then it is there.
     """
     handled = self.answering.handle(self.request.id, args, options)
     if handled.pushed:
-        raise Ignore  # the answer is on its list: no result is stored
+        # The answer is on its list: nothing is stored. (Raising Ignore would log a traceback each time.)
+        self.request.update(ignore_result=True)
+        return None
     # A stored result would carry the request's candles back.
     self.request.update(args=None, kwargs=None)
     return handled.reply

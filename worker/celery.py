@@ -7,6 +7,7 @@ connection: both happen when the configuration is first asked for.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -153,7 +154,14 @@ def _import_the_learning(sender: Any, **_: object) -> None:
     queues = sender.app.amqp.queues.consume_from
     if TRAINING in queues:
         importlib.import_module("tasks.pipeline")
+    if list(queues) == [INFERENCE]:
+        # Two lines a request, each as long to write as the answer takes to compute.
+        for name in ("celery.worker.strategy", "celery.app.trace"):
+            logging.getLogger(name).setLevel(logging.WARNING)
     if INFERENCE in queues:
+        if TRAINING not in queues:
+            # Trees are read on every core otherwise, and threads are left beside a worker that needs none.
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
         importlib.import_module("worker.control")
         importlib.import_module("tasks.answering")
         importlib.import_module("xgboost")

@@ -121,6 +121,5 @@ def test_ten_thousand_mutated_requests_are_answered_or_refused_by_name(
     assert told["answers"] > REQUESTS / 5
     assert told["error"] > REQUESTS / 5
     assert worker.running
-    log = worker.log.read_text(errors="replace")
-    assert "prediction_failed" not in log
-    assert "Traceback" not in log
+    lines = worker.log.read_text(errors="replace").splitlines()
+    assert [line[:2000] for line in lines if "prediction_failed" in line or "Traceback" in line][:1] == []
