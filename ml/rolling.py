@@ -65,12 +65,8 @@ def rolling_rank(values: Floats, window: int) -> Floats:
     """
 
     def below(windows: Floats) -> Floats:
-        count = np.zeros(windows.shape[1])
-        # At most 255 comparisons at a time, so that they add up in uint8 without a cast.
-        for part in range(0, window, 255):
-            smaller = windows[part : part + 255] < windows[-1]
-            count += np.add.reduce(smaller.view(np.uint8), axis=0, dtype=np.uint8)
-        return count / window
+        count: Floats = np.add.reduce(windows < windows[-1], axis=0, dtype=np.uint16) / window
+        return count
 
     rank = _of_windows(below, values, window)
     for hole in np.flatnonzero(np.isnan(values)).tolist():

@@ -197,7 +197,7 @@ def scaled_error(found: Floats, expected: Floats, batch: Floats) -> float:
     """Largest difference relative to the value, or to the feature's spread where that is larger."""
     assert (np.isnan(found) == np.isnan(expected)).all()
     scale = np.fmax(np.abs(expected), np.nanstd(batch, axis=0))
-    return float(np.nanmax(np.abs(found - expected) / scale))
+    return float(np.nan_to_num(np.abs(found - expected) / scale).max())
 
 
 def test_a_window_gives_the_batch_values_at_a_thousand_random_moments(batch: Floats) -> None:
@@ -217,6 +217,18 @@ def test_a_features_lookback_alone_gives_its_batch_value(batch: Floats) -> None:
             assert abs(live - batch[t, column]) < 1e-9 * scale or np.isnan([live, batch[t, column]]).all(), (
                 feature.name
             )
+
+
+@pytest.mark.parametrize("n", [0, 1, 30, 400, 900, 1100])
+@pytest.mark.parametrize("last", [1, 64, 1100, 2000])
+def test_the_last_rows_alone_are_those_of_all_rows(n: int, last: int, batch: Floats) -> None:
+    candles = real_candles().slice(0, n)
+    every, found = market_features(candles), market_features(candles, last)
+    assert found.shape == (min(last, n), len(FEATURES))
+    if n:
+        assert scaled_error(found, every[-last:], batch) < 1e-9
+    if n <= last:
+        np.testing.assert_array_equal(found, every)
 
 
 def test_real_features_are_missing_before_their_lookback_and_nearly_never_after(batch: Floats) -> None:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from ml.candles import Candles
+from ml import noise
+from ml.candles import Candles, to_datetime
 from ml.noise import LOOKBACK, REASONS, Dropped, clean
 from tests.real_candles import real_candles
 
@@ -22,6 +24,15 @@ def quiet(n: int = 150) -> Candles:
     times = np.datetime64("2019-01-01", "us") + np.arange(n) * np.timedelta64(1, "h")
     full = np.full
     return Candles("1h", times, full(n, 99.5), full(n, 101.0), full(n, 99.0), full(n, 100.5), full(n, 3.0))
+
+
+def wild(n: int = 3000) -> Candles:
+    """Prices that leap now and then, and wicks of every length; only medians tell what is noise."""
+    rng = np.random.default_rng(9)
+    close = 100 * np.exp(rng.normal(0, 0.01, n) + 1.2 * (rng.random(n) < 0.02))
+    wick = 1 + 0.01 * rng.exponential(1, (2, n)) * np.where(rng.random((2, n)) < 0.02, 80, 1)
+    times = np.datetime64("2019-01-01", "us") + np.arange(n) * np.timedelta64(1, "h")
+    return Candles("1h", times, close, close * wick[0], close / wick[1], close, np.ones(n))
 
 
 def with_row(row: int, **values: float) -> Candles:
@@ -77,6 +88,23 @@ def test_where_nothing_moves_a_wick_is_no_noise() -> None:
     still = replace(candles, high=candles.close, low=candles.open, open=candles.close, close=candles.close)
     moved = replace(still, high=np.where(np.arange(150) == 140, 103.0, still.high), low=still.close)
     assert "wick" not in {row.reason for row in clean(moved).dropped}
+
+
+@pytest.mark.parametrize("chunk", [7, noise.CHUNK])
+def test_jumps_and_wicks_are_those_of_pandas_medians(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "CHUNK", chunk)
+    candles = wild()
+    spread, close = (pd.Series(values) for values in (candles.high - candles.low, candles.close))
+    usual_close, usual = close.rolling(5).median().shift(1), spread.rolling(100).median().shift(1)
+    top, bottom = np.maximum(candles.open, candles.close), np.minimum(candles.open, candles.close)
+    wick = np.maximum(candles.high - top, bottom - candles.low)
+    jump = (close > 3 * usual_close) | (close * 3 < usual_close)
+    expected = np.where(jump, "jump", np.where((wick > 50 * usual) & (usual > 0), "wick", ""))
+    rows = np.flatnonzero(expected != "")
+    found = clean(candles)
+    assert [row.reason for row in found.dropped] == expected[rows].tolist()
+    assert [row.open_time for row in found.dropped] == [to_datetime(candles.open_time[row]) for row in rows]
+    assert min(found.counts["jump"], found.counts["wick"]) > 20
 
 
 def test_later_candles_do_not_change_what_is_dropped() -> None:

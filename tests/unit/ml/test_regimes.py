@@ -9,7 +9,7 @@ import talib
 
 from ml.keys import REGIMES
 from ml.regimes import LOOKBACK, classify, classify_measures, measure
-from ml.rolling import rolling_rank
+from ml.rolling import rolling_rank, rolling_slope, rolling_std, rolling_sum
 from tests.real_candles import real_candles
 
 pytestmark = pytest.mark.training
@@ -84,6 +84,33 @@ def test_a_rank_is_missing_while_its_window_holds_a_missing_value() -> None:
     values = np.arange(10.0)
     values[4] = np.nan
     assert np.flatnonzero(np.isnan(rolling_rank(values, 3))).tolist() == [0, 1, 4, 5, 6]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 500])
+def test_a_window_is_summed_in_one_order_however_many_there_are(rows: int) -> None:
+    """Bits, not digits: a live window has one row, and its features are the batch's."""
+    values = np.random.default_rng(8).normal(1e4, 50, 20_000)
+    in_order = [
+        sum(values[end - 48 : end].tolist()) for end in range(len(values) - rows + 1, len(values) + 1)
+    ]
+    for function, expected in (
+        (rolling_sum, np.array(in_order)),
+        (rolling_std, rolling_std(values, 48)[-rows:]),
+        (rolling_slope, rolling_slope(values, 48)[-rows:]),
+    ):
+        for length in (rows + 47, rows + 100, len(values)):
+            np.testing.assert_array_equal(function(values[-length:], 48)[-rows:], expected)
+
+
+@pytest.mark.parametrize("n", [0, 1, 20, 600, 2000])
+@pytest.mark.parametrize("last", [1, 64, 700])
+def test_measures_of_the_last_candles_are_those_of_all(n: int, last: int) -> None:
+    candles = real_candles().slice(0, n)
+    every, found = measure(candles), measure(candles, last)
+    for name in ("atr", "adx", "middle", "width", "atr_rank", "width_rank"):
+        expected = getattr(every, name)[-last:]
+        assert len(getattr(found, name)) == min(last, n)
+        np.testing.assert_allclose(getattr(found, name), expected, rtol=1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize("n", [0, 1, 20, 600])
