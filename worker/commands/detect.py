@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
@@ -78,8 +77,6 @@ class _Detector:
         self._client, self._show = client, show
         self._shown: dict[tuple[str, str], datetime | None] = {}
         """Series -> close of its newest candle, None where there was none."""
-        self._asked: dict[tuple[str, str], tuple[Detection, str]] = {}
-        """Series -> the last request and its id."""
 
     def look(self, symbol: str, interval: str) -> None:
         """Ask about the newest candle's signals, unless that is done. Raises RetryLater, InputRejected."""
@@ -87,7 +84,9 @@ class _Detector:
         found = self._newest(symbol, interval)
         if found is None or (series in self._shown and self._shown[series] == found.close_time):
             return
-        answers = self._ask(found) if found.signals else []
+        # Under a new id each time: a worker that met an expired request takes no other of the same id.
+        redis_url = self._settings.required_redis_url
+        answers = ask(self._client, found.messages(), redis_url=redis_url) if found.signals else []
         self._show(found, answers)
         self._shown[series] = found.close_time
 
@@ -102,17 +101,6 @@ class _Detector:
                 if not len(newer):
                     return None
             return read_signals(session, symbol=symbol, interval=interval, now=now, max_age_bars=max_age_bars)
-
-    def _ask(self, found: Detection) -> list[Json]:
-        # A request that was not answered in time is asked again under its id: should it have been computed
-        # all the same, its answers are recorded once.
-        series = (found.symbol, found.interval)
-        asked, request_id = self._asked.get(series, (None, ""))
-        if asked != found:
-            request_id = str(uuid.uuid4())
-            self._asked[series] = found, request_id
-        redis_url = self._settings.required_redis_url
-        return ask(self._client, found.messages(), redis_url=redis_url, request_id=request_id)
 
 
 def _follow(detector: _Detector, symbols: Sequence[str], interval: str) -> None:
