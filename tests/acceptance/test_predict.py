@@ -289,9 +289,14 @@ def test_a_corrupt_artifact_leaves_the_last_good_model_answering(
     first = worker_process("inference", "--pool=solo", env=env)
     key = regime_now(caller)
     promote_another(trained_database_url, key, corrupt=True)
-    first.wait_for_line("artifact_corrupt")
-    answer = caller.answer(SIGNAL)
-    assert (answer["model_version"], answer["abstain_reason"]) == (1, None)
+    answers = []
+
+    def looked() -> bool:
+        answers.append(caller.answer(SIGNAL))
+        return "artifact_corrupt" in first.log.read_text()
+
+    wait_until(looked, "a look at the second champion")
+    assert {(one["model_version"], one["abstain_reason"]) for one in answers} == {(1, None)}
 
     # A worker that never had a good one abstains, and does not fall back in silence.
     first.kill()

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["demo"]
 
-REPLAY_START = datetime(2019, 10, 1, 0, 30, tzinfo=UTC)
-"""Where the sample candles end: to the system they are new."""
+REPLAY_START = datetime(2019, 9, 3, 0, 30, tzinfo=UTC)
+"""Four weeks before the sample candles end: to the system those weeks have yet to come."""
 KEYS = (
     ("BTCUSDT", "trending"),
     ("BTCUSDT", "sideways"),
@@ -49,7 +49,7 @@ NOT_SET = ("DATABASE_URL", "REDIS_URL", "CLOCK", "REPLAY_START")
 @click.command()
 @click.option("--exit/--stay", "leave", default=None, help="End after the tables, or keep it all running.")
 def demo(leave: bool | None) -> None:
-    """From nothing to trained models: servers, real candles, beat, workers, eight trainings, tables.
+    """From nothing to answers: servers, real candles, beat, workers, eight trainings, four weeks of signals.
 
     Without --exit or --stay it stays up until Ctrl-C where a terminal shows it, and ends where none does.
     Everything is kept in the data folder, where a second demo finds it again.
@@ -68,7 +68,13 @@ def demo(leave: bool | None) -> None:
         _step(console, "", "models")
         console.rule("4  Who answers for each key", align="left")
         _show_answering(console, load_settings())
-        _step(console, "5  What beat will send, and when", "schedule", "status")
+        console.rule("5  Four weeks, candle by candle, through the detector and the workers", align="left")
+        newest = _stream(console, load_settings())
+        _step(console, "6  What became of the answers", "accuracy")
+        _step(console, "", "predictions", "--limit", "6")
+        if newest:
+            _step(console, "7  A past answer, made again from its record", "replay", newest)
+        _step(console, "8  What beat will send, and when", "schedule", "status")
         _show_next(console, log, settings, time.monotonic() - started)
         if not leave:
             console.print("Everything keeps running until Ctrl-C.")
@@ -239,12 +245,23 @@ def _answering(key: ModelKey, own: Any, fallback: Any) -> str:
     return "nobody: no model passed the gates, so the system abstains"
 
 
+def _stream(console: Console, settings: Settings) -> str:
+    from worker.celery import app
+    from worker.commands.demo_stream import store_and_resolve, stream
+
+    symbols = list(dict.fromkeys(symbol for symbol, _ in KEYS))
+    newest = stream(console, app.resources.engine, settings, symbols)
+    store_and_resolve(console, app, settings)
+    return newest
+
+
 def _show_next(console: Console, log: Path, settings: Settings, seconds: float) -> None:
     console.rule(f"Done in {seconds:.0f} s", align="left")
     console.print("Where to look, in another terminal in this folder:")
     for command, what in {
         "alphaplus model show BTCUSDT trending": "metrics with intervals, gates, reasons",
-        "celery call tasks.train --args BTCUSDT,trending": "train again: same candles, so nothing changes",
+        "alphaplus predict BTCUSDT": "ask about the newest candle's patterns",
+        "celery call tasks.train --args BTCUSDT,trending": "train again: on four more weeks of candles",
         'alphaplus schedule add ETHUSDT volatile "0 9 * * *"': "one more job, without a restart",
         "alphaplus jobs --watch": "the queue as it works",
     }.items():
