@@ -84,6 +84,22 @@ def _training(site: Site) -> list[Measurement]:
     )
 
 
+def _inference(site: Site) -> list[Measurement]:
+    from benchmarks import inference
+    from worker.celery import app
+
+    with site.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("CREATE DATABASE inference"))
+    return inference.measure(
+        site.candles,
+        symbol=SYMBOL,
+        database_url=site.engine.url.set(database="inference").render_as_string(hide_password=False),
+        redis_url=app.resources.settings.required_redis_url,
+        folder=site.folder,
+        say=site.say,
+    )
+
+
 def _freqai(site: Site) -> list[Measurement]:
     from benchmarks import freqai_peer
 
@@ -95,6 +111,7 @@ BENCHMARKS: dict[str, Callable[[Site], list[Measurement]]] = {
     "candles": _candles,
     "queries": _queries,
     "training": _training,
+    "inference": _inference,
     "freqai": _freqai,
 }
 

@@ -1,4 +1,4 @@
-"""Our fit beside FreqAI's: the same matrix, parameters, threads and XGBoost release, in the same run.
+"""Our fit, and our answer to one candle, beside FreqAI's: the same XGBoost release, in the same run.
 
 FreqAI (freqtrade, GPL-3.0) is no dependency: it lives in a venv of its own, and its own class does its fit::
 
@@ -21,21 +21,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measurement import Measurement
-from ml.candles import Candles
+from ml.candles import OHLCV, Candles
 from ml.config import FitConfig, TrainingConfig
-from ml.features import FEATURE_NAMES, market_features
+from ml.features import FEATURE_NAMES, WINDOW, market_features
 from ml.rows import SignalRows
 from ml.splits import SplitTimes
 from ml.training import fit_booster
 
-__all__ = ["PYTHON", "measure"]
+__all__ = ["LIVE_TREES", "NAME", "PYTHON", "live", "measure"]
 
 PYTHON = Path(__file__).parents[1] / ".venv-freqai" / "bin" / "python"
+NAME = "FreqAI 2026.9"
 FEATURES = 40
 TRAIN_SHARE = 0.80039
 """46,736 of the 58,392 hourly candles that have a label, the figure that the peer was first timed with."""
 HORIZON_BARS = 12
 RUNS = 5
+LIVE_TREES = 400
+LIVE_TRAINED = 8_000
+"""Candles: enough for trees as deep as ours; how many there were does not change how long an answer takes."""
+LIVE_WARM_UP = 5
+POLL_SECONDS = 0.02
+
+Arrays = dict[str, Any]
 
 
 def measure(candles: Candles, *, runs: int = RUNS) -> list[Measurement]:
@@ -68,7 +76,7 @@ def measure(candles: Candles, *, runs: int = RUNS) -> list[Measurement]:
         return [Measurement(name, seconds * to_ns, "ns", None, runs, note)]
     peer = statistics.median(theirs)
     note = f"{seconds:.2f} s against {peer:.2f} s"
-    return [Measurement(name, seconds * to_ns, "ns", peer * to_ns, runs, note, peer * to_ns, "FreqAI 2026.9")]
+    return [Measurement(name, seconds * to_ns, "ns", peer * to_ns, runs, note, peer * to_ns, NAME)]
 
 
 def _labelled(candles: Candles) -> SignalRows:
@@ -104,10 +112,39 @@ def _labelled(candles: Candles) -> SignalRows:
 @contextmanager
 def _freqai(rows: SignalRows, train: int, fit: FitConfig) -> Iterator[Callable[[], float] | None]:
     """A function that makes FreqAI fit the same rows once and returns its seconds; None without its venv."""
-    if not PYTHON.exists():
-        yield None
-        return
-    parameters = {
+    matrix: Arrays = {
+        "train": rows.features[:train],
+        "validation": rows.features[train:],
+        "train_labels": rows.label[:train],
+        "validation_labels": rows.label[train:],
+    }
+    with _process("freqai_fit.py", matrix, _parameters(fit)) as ask:
+        yield ask
+
+
+@contextmanager
+def live(candles: Candles) -> Iterator[Callable[[], float] | None]:
+    """A function that makes FreqAI answer for the newest candle, and returns its seconds; None without it.
+
+    Its features are those of its own example, ``LIVE_TREES`` trees are all grown, and it is given the candles
+    that we are given.
+
+    Args:
+        candles: hourly; the newest ``WINDOW`` are the live window, some before them are trained on.
+    """
+    newest = candles.slice(-LIVE_TRAINED - WINDOW)
+    columns: Arrays = {"date": newest.open_time} | {name: getattr(newest, name) for name in OHLCV}
+    options = {"model": _parameters(FitConfig(n_estimators=LIVE_TREES)), "window": WINDOW}
+    with _process("freqai_live.py", columns, options) as ask:
+        if ask is not None:
+            for _ in range(LIVE_WARM_UP):
+                ask()
+        yield ask
+
+
+def _parameters(fit: FitConfig) -> dict[str, Any]:
+    """XGBoost's, by the names that FreqAI hands on."""
+    return {
         "n_estimators": fit.n_estimators,
         "max_depth": fit.max_depth,
         "learning_rate": fit.learning_rate,
@@ -119,18 +156,22 @@ def _freqai(rows: SignalRows, train: int, fit: FitConfig) -> Iterator[Callable[[
         "random_state": fit.seed,
         "n_jobs": fit.threads,
     }
+
+
+@contextmanager
+def _process(script: str, arrays: Arrays, options: dict[str, Any]) -> Iterator[Callable[[], float] | None]:
+    """A script in FreqAI's venv: each call is one of its turns and returns its seconds."""
+    if not PYTHON.exists():
+        yield None
+        return
     with tempfile.TemporaryDirectory() as folder:
-        matrix, options, answers, log = (Path(folder, name) for name in ("m.npz", "p.json", "answers", "log"))
-        np.savez(
-            matrix,
-            train=rows.features[:train],
-            validation=rows.features[train:],
-            train_labels=rows.label[:train],
-            validation_labels=rows.label[train:],
+        data, parameters, answers, log = (
+            Path(folder, name) for name in ("d.npz", "p.json", "answers", "log")
         )
-        options.write_text(json.dumps(parameters))
+        np.savez(data, **arrays)
+        parameters.write_text(json.dumps(options))
         answers.touch()
-        command = [PYTHON, Path(__file__).with_name("freqai_fit.py"), matrix, options, answers]
+        command = [PYTHON, Path(__file__).with_name(script), data, parameters, answers]
         with (
             log.open("wb") as output,
             subprocess.Popen(
@@ -142,13 +183,13 @@ def _freqai(rows: SignalRows, train: int, fit: FitConfig) -> Iterator[Callable[[
 
 
 def _ask(process: subprocess.Popen[bytes], answers: Path, log: Path) -> float:
-    """One fit's seconds."""
+    """One turn's seconds."""
     assert process.stdin is not None
     known = len(answers.read_text().splitlines())
-    process.stdin.write(b"fit\n")
+    process.stdin.write(b"go\n")
     process.stdin.flush()
     while len(lines := answers.read_text().splitlines()) == known:
         if process.poll() is not None:
             raise RuntimeError(f"FreqAI's process ended:\n{log.read_text()[-2000:]}")
-        time.sleep(0.05)
+        time.sleep(POLL_SECONDS)
     return float(lines[-1])
