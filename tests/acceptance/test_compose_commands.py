@@ -127,6 +127,21 @@ def test_flower_shows_a_training_with_its_name_and_arguments(
     flower.wait_for(shown, "the task in Flower")
 
 
+def test_flower_shows_the_inference_pool(
+    processes: Start, worker_process: Callable[..., RunningProcess], settings_env: dict[str, str]
+) -> None:
+    flower, address = _start_flower(processes, settings_env)
+    for _ in range(2):
+        worker_process("inference", "--pool=solo")
+
+    def shown() -> bool:
+        found = json.loads(_get(f"{address}/api/workers?refresh=1", LOGIN))
+        queues = [[queue["name"] for queue in worker.get("active_queues", [])] for worker in found.values()]
+        return queues == [["inference"], ["inference"]]
+
+    flower.wait_for(shown, "both workers in Flower")
+
+
 def _start_flower(processes: Start, settings_env: dict[str, str]) -> tuple[RunningProcess, str]:
     """Flower by the service's command, once it listens; and its address."""
     port = _free_port()
