@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
+from celery import Celery
+from pydantic import SecretStr
+from sqlalchemy.engine import Engine
 
-from tests.processes import RunningProcess, script
+from db.session import create_engine
+from runtime.settings import Settings
+from tasks.answering import Answering
+from tasks.base import Resources
+from tasks.prediction_log import drain
+from tests.newest_signals import NOW
+from tests.processes import CommandResult, RunningProcess, run_command, script
+from tests.trained import FixedClock, resources_of
+from worker.cli import main
 from worker.server_home import find_home
 from worker.server_programs import free_port
 
@@ -53,6 +68,75 @@ def start_valkey(
         return process, f"redis://127.0.0.1:{port}/0"
 
     return start
+
+
+@pytest.fixture
+def cli(trained_env: dict[str, str]) -> Callable[..., CommandResult]:
+    """Run ``alphaplus ARGS`` on the trained database."""
+
+    def run(*args: str, **env: str) -> CommandResult:
+        return run_command([script("alphaplus"), *args], trained_env | env)
+
+    return run
+
+
+@pytest.fixture
+def trained_engine(trained_database_url: str) -> Iterator[Engine]:
+    """On the test's trained database."""
+    engine = create_engine(trained_database_url, application_name="tests")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def ask(trained_database_url: str, redis_url: str) -> Iterator[Callable[..., list[dict[str, Any]]]]:
+    """Answer signals as a worker does, and store the records: ``ask(signals, moment)``."""
+    settings = Settings(database_url=SecretStr(trained_database_url), redis_url=SecretStr(redis_url))
+    clock = FixedClock(NOW)
+    resources = Resources(lambda: settings, lambda _: clock)
+    answering = Answering(resources)
+
+    def run(signals: list[dict[str, Any]], moment: datetime = NOW) -> list[dict[str, Any]]:
+        clock.moment = moment
+        reply = answering.handle(str(uuid4()), [signals], {}).reply
+        drained = drain(client, resources.transaction, consumer="test")
+        assert (drained.rows, drained.rejected) == (len(signals), 0)
+        return list(reply["answers"])
+
+    with redis.Redis.from_url(redis_url) as client:
+        yield run
+    resources.engine.dispose()
+
+
+@pytest.fixture
+def run_main(
+    trained_env: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., CommandResult]:
+    """As ``cli``, in this process."""
+
+    def run(*args: str) -> CommandResult:
+        for name, value in trained_env.items():
+            if name.startswith("ALPHAPLUS_"):
+                monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["alphaplus", *args])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return CommandResult(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def resolve(trained_database_url: str) -> Iterator[Callable[[datetime], None]]:
+    """Run ``tasks.resolve_outcomes`` at a moment."""
+    with Celery("resolver", set_as_current=False) as app:
+
+        def run(moment: datetime) -> None:
+            app.resources = resources_of(trained_database_url, moment)
+            app.tasks["tasks.resolve_outcomes"].apply(throw=True)
+            app.resources.engine.dispose()
+
+        yield run
 
 
 def _answers(server: redis.Redis) -> bool:
