@@ -31,7 +31,7 @@ from db.schema import upgrade
 from db.session import create_engine, transaction
 from ml.errors import RetryLater
 from tasks.prediction_log import REJECTED, STREAM
-from tests.integration.test_prediction_log import let_taken_entries_age
+from tests.integration.prediction_stream import let_taken_entries_age
 from tests.predicting import SIGNAL, ohlcv_rows, wait_until
 from tests.processes import RunningProcess, script
 from tests.trained import REPLAY_ENV
