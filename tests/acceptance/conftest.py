@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import pytest
 import redis
-from celery import Celery
 from pydantic import SecretStr
 from sqlalchemy.engine import Engine
 
@@ -19,6 +18,7 @@ from db.session import create_engine
 from runtime.settings import Settings
 from tasks.answering import Answering
 from tasks.base import Resources
+from tasks.outcomes import resolve_due
 from tasks.prediction_log import drain
 from tests.newest_signals import NOW
 from tests.processes import CommandResult, RunningProcess, run_command, script
@@ -127,16 +127,15 @@ def run_main(
 
 
 @pytest.fixture
-def resolve(trained_database_url: str) -> Iterator[Callable[[datetime], None]]:
-    """Run ``tasks.resolve_outcomes`` at a moment."""
-    with Celery("resolver", set_as_current=False) as app:
+def resolve(trained_database_url: str) -> Callable[[datetime], None]:
+    """Write the outcomes that are due at a moment."""
 
-        def run(moment: datetime) -> None:
-            app.resources = resources_of(trained_database_url, moment)
-            app.tasks["tasks.resolve_outcomes"].apply(throw=True)
-            app.resources.engine.dispose()
+    def run(moment: datetime) -> None:
+        resources = resources_of(trained_database_url, moment)
+        resolve_due(resources)
+        resources.engine.dispose()
 
-        yield run
+    return run
 
 
 def _answers(server: redis.Redis) -> bool:
