@@ -5,11 +5,14 @@ A model's JSON names its booster's sha256, so the model's own sha256 covers both
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +41,20 @@ __all__ = [
     "to_bytes",
     "verify",
 ]
+
+_INTERFACE = b'{"data": [%d, true], "shape": [%d, %d], "typestr": "<f4", "version": 3}'
+"""An array as NumPy's ``__array_interface__`` describes it."""
+_MARGIN = json.dumps(
+    {
+        "type": 1,  # margin
+        "training": False,
+        "iteration_begin": 0,
+        "iteration_end": 0,  # every tree
+        "missing": math.nan,
+        "strict_shape": False,
+        "cache_id": 0,
+    }
+).encode()
 
 FORMAT = 2
 """Version of the JSON: a reader refuses any other."""
@@ -250,6 +267,35 @@ def load_booster(ubjson: bytes) -> Booster:
 
 
 def booster_margin(booster: Booster, features: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n,) log-odds of features (n, F): float32 sums of leaves, widened, the same in a batch and alone."""
-    raw = booster.inplace_predict(np.ascontiguousarray(features, np.float32), predict_type="margin")
-    return np.asarray(raw, dtype=np.float64)
+    """(n,) log-odds of features (n, F): float32 sums of leaves, widened, the same in a batch and alone.
+
+    By the C function that ``Booster.inplace_predict`` calls, XGBoosterPredictFromDense of XGBoost's C API:
+    for one row the way to it in Python takes longer (0.1 ms) than the trees do.
+    """
+    rows = np.ascontiguousarray(features, np.float32)
+    if rows.ndim != 2 or rows.shape[1] != booster.num_features():
+        raise ValueError(f"features of shape {rows.shape}; expected (n, {booster.num_features()})")
+    interface = _INTERFACE % (rows.ctypes.data, *rows.shape)
+    shape, dimensions = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64()
+    margins = ctypes.POINTER(ctypes.c_float)()
+    failed = _library().XGBoosterPredictFromDense(
+        booster.handle,
+        interface,
+        _MARGIN,
+        None,
+        ctypes.byref(shape),
+        ctypes.byref(dimensions),
+        ctypes.byref(margins),
+    )
+    if failed:
+        raise RuntimeError("XGBoosterPredictFromDense failed")
+    # The buffer is XGBoost's own, until its next prediction in this thread.
+    return np.ctypeslib.as_array(margins, (len(rows),)).astype(np.float64)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """The library that xgboost has loaded."""
+    from xgboost.libpath import find_lib_path
+
+    return ctypes.CDLL(find_lib_path()[0])

@@ -52,7 +52,9 @@ class SigmoidCalibration:
 
     def confidence(self, margin: Floats) -> Floats:
         """(n,) probabilities of (n,) margins (log-odds)."""
-        return np.clip(expit(self.slope * margin + self.offset), LEAST_CONFIDENCE, 1 - LEAST_CONFIDENCE)
+        confidence = expit(self.slope * margin + self.offset)
+        # np.clip takes twice as long for one row.
+        return np.minimum(np.maximum(confidence, LEAST_CONFIDENCE), 1 - LEAST_CONFIDENCE)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 import numpy as np
 import talib
@@ -83,6 +84,7 @@ def detect(candles: Candles) -> FoundPatterns:
     return FoundPatterns(at=at, direction=(2 * side - 1).astype(np.int8), patterns=masks[side, at])
 
 
+@lru_cache(maxsize=65_536)
 def pattern_names(mask: int) -> tuple[str, ...]:
     """Names of a mask's patterns, in the order of ``PATTERN_NAMES``."""
     return tuple(name for bit, name in enumerate(PATTERN_NAMES) if mask >> bit & 1)

@@ -12,6 +12,7 @@ import pytest
 
 from ml.artifact import (
     FORMAT,
+    booster_margin,
     from_bytes,
     load,
     load_booster,
@@ -179,3 +180,16 @@ def test_verify_hands_matching_bytes_on() -> None:
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
     assert verify(b"", empty) == b""
+
+
+def test_margins_are_those_of_xgboosts_own_python(trained: Trained) -> None:
+    table, _, challenger = trained
+    rows = table.features[:500].copy()
+    rows[::7, 3] = np.nan
+    booster = challenger.predictor.booster
+    expected = booster.inplace_predict(rows, predict_type="margin").astype(np.float64)
+    np.testing.assert_array_equal(booster_margin(booster, rows), expected)
+    alone = np.concatenate([booster_margin(booster, row[None]) for row in rows[:50]])
+    np.testing.assert_array_equal(alone, expected[:50])
+    with pytest.raises(ValueError, match=r"expected \(n, "):
+        booster_margin(booster, rows[:, 1:])
