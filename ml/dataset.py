@@ -14,7 +14,7 @@ from ml.config import LabelConfig, SplitConfig
 from ml.errors import TrainingRefused
 from ml.features import FEATURE_NAMES, FEATURES, market_features
 from ml.keys import REGIMES, check_symbol, interval_duration
-from ml.labels import triple_barrier, uniqueness
+from ml.labels import round_trip_cost_atr, triple_barrier, uniqueness
 from ml.patterns import PATTERN_NAMES, detect
 from ml.rows import SignalRows
 
@@ -51,9 +51,6 @@ FEATURE_SET = (
 
 ORIENTED = np.array([feature.oriented for feature in FEATURES])
 MEASURES = [FEATURE_NAMES.index(name) for name in ("adx_14", "atr_rank_500", "width_rank_500", "natr_14")]
-BPS = 1e-4
-SIDES = 2
-"""Fees and slippage are paid at the entry and at the exit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,7 +168,7 @@ def label_signals(
         label=outcome.label,
         label_end=outcome.label_end,
         gross_return_atr=outcome.gross_return_atr,
-        cost_atr=SIDES * (config.fee_bps + config.slippage_bps) * BPS * entry / atr,
+        cost_atr=round_trip_cost_atr(entry, atr, config),
         uniqueness=uniqueness(traded, traded_at, outcome.label_end),
     )
 

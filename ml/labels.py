@@ -7,6 +7,7 @@ concurrency and uniqueness in ch. 4.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,14 @@ from numpy.typing import NDArray
 from ml.candles import Candles
 from ml.config import LabelConfig
 
-__all__ = ["Labels", "recency_weight", "triple_barrier", "uniqueness"]
+__all__ = ["Labels", "recency_weight", "round_trip_cost_atr", "triple_barrier", "uniqueness"]
 
 Floats = NDArray[np.float64]
+OneOrMany = TypeVar("OneOrMany", float, Floats)
+
+BPS = 1e-4
+SIDES = 2
+"""Fees and slippage are paid at the entry and at the exit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +103,17 @@ def _first_touch(
         waiting = waiting[~done]
         row[waiting] += 1
     return touch, was_stopped
+
+
+def round_trip_cost_atr(entry: OneOrMany, atr: OneOrMany, config: LabelConfig) -> OneOrMany:
+    """Fees and slippage of a trade's both sides, in ATR; of one signal or of (s,). NaN where ``atr`` is.
+
+    Args:
+        entry: price of the entry; the exit's is taken to be the same.
+        atr: average true range at the signal, price units, over 0.
+        config: ``fee_bps`` and ``slippage_bps`` are read.
+    """
+    return SIDES * (config.fee_bps + config.slippage_bps) * BPS * entry / atr
 
 
 def uniqueness(candles: Candles, at: NDArray[np.int64], label_end: NDArray[np.datetime64]) -> Floats:

@@ -16,7 +16,7 @@ import numpy as np
 from ml.candles import Candles, to_datetime, to_datetime64
 from ml.config import LabelConfig
 from ml.keys import interval_duration
-from ml.labels import triple_barrier
+from ml.labels import round_trip_cost_atr, triple_barrier
 
 __all__ = ["GIVEN_UP_AFTER", "OpenSignal", "Resolution", "WhyUnresolved", "resolve"]
 
@@ -24,10 +24,6 @@ GIVEN_UP_AFTER: Final = timedelta(days=30)
 """Candles that are not in so long after a horizon's end are not waited for any more."""
 
 WhyUnresolved = Literal["gap", "no_atr", "no_candle", "other_market"]
-
-BPS = 1e-4
-SIDES = 2
-"""Fees and slippage are paid at the entry and at the exit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +99,10 @@ def _walk(candles: Candles, signal: OpenSignal, atr: float, config: LabelConfig)
     )
     if np.isnan(outcome.label[0]):
         return _without_label("gap", stored_close=stored_close)
-    cost_atr = SIDES * (config.fee_bps + config.slippage_bps) * BPS * entry / atr
     return Resolution(
         label=int(outcome.label[0]),
         label_end=to_datetime(outcome.label_end[0]),
-        net_return_atr=float(outcome.gross_return_atr[0]) - cost_atr,
+        net_return_atr=float(outcome.gross_return_atr[0]) - round_trip_cost_atr(entry, atr, config),
         unresolved=None,
         stored_close=stored_close,
     )

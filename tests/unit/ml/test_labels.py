@@ -10,7 +10,7 @@ import talib
 
 from ml.candles import Candles
 from ml.config import LabelConfig
-from ml.labels import Labels, recency_weight, triple_barrier, uniqueness
+from ml.labels import Labels, recency_weight, round_trip_cost_atr, triple_barrier, uniqueness
 from ml.patterns import detect
 from tests.real_candles import real_candles
 
@@ -223,6 +223,14 @@ def test_uniqueness_of_overlapping_labels_by_hand() -> None:
     end[3] = np.datetime64("NaT")
     # Rows 1 and 2 hold the first two labels, 3 and 4 the last two known; the unknown one counts for nothing.
     np.testing.assert_allclose(uniqueness(candles, at, end), [0.5, 0.5, 0.5, np.nan])
+
+
+def test_costs_are_paid_at_entry_and_exit_and_measured_in_atr() -> None:
+    # 10 + 5 basis points a side of 200 are 0.3, twice is 0.6: 0.2 of an ATR of 3, 0.1 of one of 6.
+    config = LabelConfig(fee_bps=10, slippage_bps=5)
+    assert round_trip_cost_atr(200.0, 3.0, config) == pytest.approx(0.2)
+    entry, atr = np.array([200.0, 200.0, 200.0]), np.array([3.0, 6.0, np.nan])
+    np.testing.assert_allclose(round_trip_cost_atr(entry, atr, config), [0.2, 0.1, np.nan])
 
 
 def test_recency_halves_with_every_half_life() -> None:
