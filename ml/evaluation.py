@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 
 from ml.rows import SignalRows
 
-__all__ = ["BLOCK_HORIZONS", "Estimate", "Evaluation", "block_multiplicities", "evaluate"]
+__all__ = [
+    "BLOCK_HORIZONS",
+    "MIN_BLOCKS",
+    "Estimate",
+    "Evaluation",
+    "block_multiplicities",
+    "estimate",
+    "evaluate",
+    "ratio",
+]
 
 BLOCK_HORIZONS = 4
 """A block's length in label horizons: 1 keeps overlapping labels together, more keeps a market mood."""
@@ -156,7 +165,7 @@ def evaluate(
     ]
     sure = rows.close_time[-1] - rows.close_time[0] >= np.timedelta64(MIN_BLOCKS * block, "us")
     estimates = {
-        name: _estimate(value[0], np.concatenate([part[name] for part in parts]), sure=bool(sure))
+        name: estimate(value[0], np.concatenate([part[name] for part in parts]), sure=bool(sure))
         for name, value in point.items()
     }
     return Evaluation(
@@ -227,7 +236,7 @@ class _ScoreOrder:
         below = negatives[:, self._below]
         if self._tied:
             below = (below + negatives[:, self._upto]) / 2
-        return _ratio(np.einsum("ij,ij->i", positive, below), positive.sum(axis=1) * negatives[:, -1])
+        return ratio(np.einsum("ij,ij->i", positive, below), positive.sum(axis=1) * negatives[:, -1])
 
 
 def _statistics(
@@ -236,31 +245,39 @@ def _statistics(
     """Every metric of every resample, of shape (b,): from weights (b, n) and a table (n, len(names))."""
     total = dict(zip(names, (weights @ table).T, strict=True))
     misses = total["rows"] - total["label"]
-    win = _ratio(total["net_label"], total["label"])
-    loss = _ratio(total["net"] - total["net_label"], misses)
+    win = ratio(total["net_label"], total["label"])
+    loss = ratio(total["net"] - total["net_label"], misses)
     confidence, pattern = scores
     return {
-        "f1": _ratio(2 * total["hit"], total["positive"] + total["label"]),
-        "precision": _ratio(total["hit"], total["positive"]),
-        "recall": _ratio(total["hit"], total["label"]),
+        "f1": ratio(2 * total["hit"], total["positive"] + total["label"]),
+        "precision": ratio(total["hit"], total["positive"]),
+        "recall": ratio(total["hit"], total["label"]),
         "auc": confidence.auc(weights),
-        "brier": _ratio(total["brier"], total["rows"]),
-        "brier_skill": 1 - _ratio(total["brier"], total["known_brier"]),
-        "log_loss": _ratio(total["log_loss"], total["rows"]),
-        "net_return_atr": _ratio(total["net"], total["rows"]),
-        "net_return_positive_atr": _ratio(total["net_positive"], total["positive"]),
-        "net_return_accepted_atr": _ratio(total["net_accepted"], total["accepted"]),
-        "break_even_hit_rate": _ratio(-loss, win - loss),
+        "brier": ratio(total["brier"], total["rows"]),
+        "brier_skill": 1 - ratio(total["brier"], total["known_brier"]),
+        "log_loss": ratio(total["log_loss"], total["rows"]),
+        "net_return_atr": ratio(total["net"], total["rows"]),
+        "net_return_positive_atr": ratio(total["net_positive"], total["positive"]),
+        "net_return_accepted_atr": ratio(total["net_accepted"], total["accepted"]),
+        "break_even_hit_rate": ratio(-loss, win - loss),
         "pattern_auc": pattern.auc(weights),
-        "pattern_brier": _ratio(total["pattern_brier"], total["rows"]),
+        "pattern_brier": ratio(total["pattern_brier"], total["rows"]),
     }
 
 
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+def ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """(b,) numerator / denominator; NaN where the denominator is 0."""
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator != 0)
 
 
-def _estimate(value: np.float64, resampled: Floats, *, sure: bool) -> Estimate:
+def estimate(value: np.float64, resampled: Floats, *, sure: bool) -> Estimate:
+    """A metric with its bounds, by the module's NaN rule.
+
+    Args:
+        value: of all rows; NaN where it cannot be computed.
+        resampled: (b,) of each resample, NaN likewise.
+        sure: the span holds at least ``MIN_BLOCKS`` blocks; else there are no bounds.
+    """
     if np.isnan(value):
         return Estimate(None, None, None)
     undefined = np.isnan(resampled)

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.evaluation import MIN_BLOCKS, Estimate, _estimate, _ratio, block_multiplicities
+from ml.evaluation import MIN_BLOCKS, Estimate, block_multiplicities, estimate, ratio
 
 __all__ = ["CALIBRATION_BINS", "LiveAccuracy", "ResolvedSignals", "live_accuracy"]
 
@@ -193,7 +193,7 @@ def _estimates(
     ]
     sure = bool(times[-1] - times[0] >= np.timedelta64(MIN_BLOCKS * block, "us"))
     return {
-        name: _estimate(value[0], np.concatenate([part[name] for part in parts]), sure=sure)
+        name: estimate(value[0], np.concatenate([part[name] for part in parts]), sure=sure)
         for name, value in point.items()
     }
 
@@ -238,33 +238,33 @@ class _Judged:
     def statistics(self, weights: Floats) -> dict[str, Floats]:
         """Every metric of every resample, of shape (b,), from weights (b, n); NaN where there is none."""
         total = dict(zip(self._names, (weights @ self._table).T, strict=True))
-        precision = _ratio(total["hit"], total["positive"])
-        brier = _ratio(total["brier"], total["rows"])
-        over_pattern = 1 - _ratio(total["compared_brier"], total["pattern_brier"])
+        precision = ratio(total["hit"], total["positive"])
+        brier = ratio(total["brier"], total["rows"])
+        over_pattern = 1 - ratio(total["compared_brier"], total["pattern_brier"])
         return {
-            "accuracy": _ratio(total["correct"], total["rows"]),
+            "accuracy": ratio(total["correct"], total["rows"]),
             "precision": precision,
-            "accuracy_gained": _ratio(precision, _ratio(total["label"], total["rows"])) - 1,
-            "false_signals_removed": 1 - _ratio(total["false"], total["miss"]),
-            "hits_kept": _ratio(total["hit"], total["label"]),
+            "accuracy_gained": ratio(precision, ratio(total["label"], total["rows"])) - 1,
+            "false_signals_removed": 1 - ratio(total["false"], total["miss"]),
+            "hits_kept": ratio(total["hit"], total["label"]),
             **self._pattern_at_the_same_coverage(weights[:, self.compared], total),
             "brier": brier,
-            "pattern_brier": _ratio(total["pattern_brier"], total["compared"]),
+            "pattern_brier": ratio(total["pattern_brier"], total["compared"]),
             "brier_skill_over_pattern": over_pattern,
-            "calibration_error": _ratio(np.abs(weights @ self._excess).sum(axis=1), total["rows"]),
-            "calibration_in_the_large": _ratio(total["excess"], total["rows"]),
-            "net_return_atr": _ratio(total["net"], total["rows"]),
-            "net_return_positive_atr": _ratio(total["net_positive"], total["positive"]),
-            "net_return_accepted_atr": _ratio(total["net_accepted"], total["accepted"]),
+            "calibration_error": ratio(np.abs(weights @ self._excess).sum(axis=1), total["rows"]),
+            "calibration_in_the_large": ratio(total["excess"], total["rows"]),
+            "net_return_atr": ratio(total["net"], total["rows"]),
+            "net_return_positive_atr": ratio(total["net_positive"], total["positive"]),
+            "net_return_accepted_atr": ratio(total["net_accepted"], total["accepted"]),
         }
 
     def _pattern_at_the_same_coverage(self, weights: Floats, total: dict[str, Floats]) -> dict[str, Floats]:
         rows, label, chosen = total["compared"], total["compared_label"], total["compared_positive"]
         hits = self._order.hits_of_the_highest(weights, chosen)
         return {
-            "pattern_accuracy_gained": _ratio(_ratio(hits, chosen), _ratio(label, rows)) - 1,
-            "pattern_false_signals_removed": 1 - _ratio(chosen - hits, rows - label),
-            "pattern_hits_kept": _ratio(hits, label),
+            "pattern_accuracy_gained": ratio(ratio(hits, chosen), ratio(label, rows)) - 1,
+            "pattern_false_signals_removed": 1 - ratio(chosen - hits, rows - label),
+            "pattern_hits_kept": ratio(hits, label),
         }
 
 
