@@ -171,10 +171,12 @@ def _measure(
     chosen: tuple[str, ...], candles: Candles, source: str, folder: Path, say: Say
 ) -> list[Measurement]:
     from benchmarks.training import REPLAY_DAYS
+    from runtime.logging import configure_logging
     from worker.local import local_servers
 
     os.environ["ALPHAPLUS_DATA_DIR"] = str(folder)
     os.environ["ALPHAPLUS_LOG_LEVEL"] = "WARNING"
+    configure_logging(level="WARNING")
     # As in a worker, for the bare fit and for FreqAI too: threads that spin while they wait make a fit on a
     # busy machine several times slower.
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
