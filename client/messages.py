@@ -114,7 +114,7 @@ def encode_request(
 
     Args:
         signal: one signal or a list of them; what the fields mean is the worker's to judge.
-        request_id: becomes the Celery task's id and comes back in the reply.
+        request_id: comes back in the reply; the same for a request that is asked again.
         reply_list: where the worker shall push the reply.
         timeout_seconds: after which no worker shall begin to compute it.
         now: aware; the sender's wall clock.
@@ -125,24 +125,26 @@ def encode_request(
     one_or_many = signal if isinstance(signal, Mapping | str) else list(signal)
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     try:
-        body = json.dumps([[one_or_many], {"reply_to": reply_list}, embed], allow_nan=False)
+        options = {"reply_to": reply_list, "request_id": request_id}
+        body = json.dumps([[one_or_many], options, embed], allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputRejected("signal", str(error), "JSON: text, finite numbers, true, false, null") from error
+    # Of each message its own: a worker that met an expired one takes no other of its id.
+    task_id = str(uuid4())
     expires = now + timedelta(seconds=timeout_seconds)
     envelope = {
         "body": base64.b64encode(body.encode()).decode(),
         "content-encoding": "utf-8",
         "content-type": "application/json",
-        "headers": _headers(request_id, expires.astimezone(UTC).isoformat()),
+        "headers": _headers(task_id, expires.astimezone(UTC).isoformat()),
         "properties": {
-            "correlation_id": request_id,
+            "correlation_id": task_id,
             "reply_to": "",
             "delivery_mode": 2,
             "delivery_info": {"exchange": "", "routing_key": QUEUE},
             "priority": 0,
             "body_encoding": "base64",
-            # Of each message its own, also where a caller sends a request again under its first id: the
-            # worker's list of unacknowledged messages is by this tag.
+            # The worker's list of unacknowledged messages is by this tag.
             "delivery_tag": str(uuid4()),
         },
     }
@@ -167,12 +169,12 @@ def read_reply(raw: bytes | str) -> Outcome | None:
     return None
 
 
-def _headers(request_id: str, expires: str) -> dict[str, Any]:
+def _headers(task_id: str, expires: str) -> dict[str, Any]:
     return {
         "lang": "py",
         "task": TASK,
-        "id": request_id,
-        "root_id": request_id,
+        "id": task_id,
+        "root_id": task_id,
         "parent_id": None,
         "group": None,
         "eta": None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.metadata
 import json
 import math
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ __all__ = [
     "attach",
     "booster_margin",
     "from_bytes",
+    "library_versions",
     "load",
     "load_booster",
     "read_model",
@@ -42,6 +44,7 @@ __all__ = [
     "verify",
 ]
 
+LIBRARIES = ("numpy", "scipy", "scikit-learn", "TA-Lib", "xgboost-cpu")
 _INTERFACE = b'{"data": [%d, true], "shape": [%d, %d], "typestr": "<f4", "version": 3}'
 """An array as NumPy's ``__array_interface__`` describes it."""
 _MARGIN = json.dumps(
@@ -154,6 +157,12 @@ def from_bytes(body: bytes) -> Model:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactCorrupt(f"a part of the model's JSON is missing or wrong: {error!r}") from error
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Versions of what the numbers depend on; not to be changed."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 def sha256_hex(body: bytes) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,59 +11,73 @@ from ml import regimes
 from ml.candles import Candles
 from ml.regimes import RegimeMeasures
 
-__all__ = ["FeatureWindow", "SharedRows", "read_window"]
+__all__ = ["FeatureWindow", "SharedRows", "read_shared"]
 
 Floats = NDArray[np.float64]
 
+DAY = 24 * 60 * 60 * 1_000_000
+"""Microseconds."""
 
-@dataclass(frozen=True, slots=True)
-class SharedRows:
+
+class SharedRows(NamedTuple):
     """What several features take of a row, made once; of the rows asked for only."""
 
     measures: RegimeMeasures
-    unit: Floats
-    """ATR(14), NaN where nothing moved: what moves are measured in."""
     day_angle: Floats
     """Time of day of the close."""
 
+    @property
+    def atr(self) -> Floats:
+        """What moves are measured in."""
+        return self.measures.atr
+
     def of(self, values: Floats) -> Floats:
         """The rows asked for of a longer array that ends with them."""
-        return values[len(values) - len(self.unit) :]
+        return values[len(values) - len(self.day_angle) :]
 
 
 class FeatureWindow(NamedTuple):
     """The rows asked for are the last ones; every array has the same earlier candles before them."""
 
     now: SharedRows
-    open: Floats
-    high: Floats
-    low: Floats
-    close: Floats
-    volume: Floats
-    log_close: Floats
-    step: Floats
-    """Log return."""
+    candles: Candles
+    start: int
+    """First row of the candles that the arrays hold."""
+
+    @property
+    def open(self) -> Floats:
+        """Opening prices."""
+        return self.candles.open[self.start :]
+
+    @property
+    def high(self) -> Floats:
+        """Highest prices."""
+        return self.candles.high[self.start :]
+
+    @property
+    def low(self) -> Floats:
+        """Lowest prices."""
+        return self.candles.low[self.start :]
+
+    @property
+    def close(self) -> Floats:
+        """Closing prices."""
+        return self.candles.close[self.start :]
+
+    @property
+    def volume(self) -> Floats:
+        """Base volumes."""
+        return self.candles.volume[self.start :]
 
     @property
     def hlc(self) -> tuple[Floats, Floats, Floats]:
         """What many of TA-Lib's functions take."""
-        return self.high, self.low, self.close
-
-    def since(self, row: int) -> FeatureWindow:
-        """The same without the candles before ``row``."""
-        return FeatureWindow(self.now, *[column[row:] for column in self[1:]])
+        candles, start = self.candles, self.start
+        return candles.high[start:], candles.low[start:], candles.close[start:]
 
 
-def read_window(candles: Candles, last: int) -> FeatureWindow:
-    """All of the candles, of which the ``last`` last are asked for."""
-    measures = regimes.measure(candles, last)
-    unit = np.where(measures.atr > 0, measures.atr, np.nan)
+def read_shared(candles: Candles, last: int) -> SharedRows:
+    """What features share of the ``last`` last candles."""
     close_time = candles.open_time[len(candles) - last :] + candles.step
-    into_day = close_time - close_time.astype("datetime64[D]")
-    log_close = np.log(candles.close)
-    step = np.concatenate([[np.nan], log_close[1:] - log_close[:-1]])
-    return FeatureWindow(
-        SharedRows(measures, unit, day_angle=2 * np.pi * (into_day / np.timedelta64(1, "D"))),
-        *(candles.open, candles.high, candles.low, candles.close, candles.volume),
-        *(log_close, step),
-    )
+    into_day = close_time.view(np.int64) % DAY
+    return SharedRows(regimes.measure(candles, last), day_angle=into_day * (2 * np.pi / DAY))

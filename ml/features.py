@@ -17,13 +17,17 @@ from numpy.typing import NDArray
 
 from ml import regimes
 from ml.candles import Candles
-from ml.feature_window import FeatureWindow, read_window
+from ml.feature_window import FeatureWindow, read_shared
 from ml.indicators import ta
-from ml.rolling import ema_lookback, rolling_slope, rolling_sum, wilder_lookback
+from ml.rolling import ema_lookback, rolling_slope, rolling_sum, weighted_sum, wilder_lookback
 
 __all__ = ["FEATURES", "FEATURE_NAMES", "WINDOW", "Feature", "market_features"]
 
 Floats = NDArray[np.float64]
+Ratio = tuple[Floats, Floats]
+"""Part and whole, the rows asked for last in each; a whole of one value is that of every row."""
+
+ONE, PERCENT, HALF_PERCENT = np.array([1.0]), np.array([100.0]), np.array([50.0])
 
 WINDOW = 1024
 """Candles that a live request needs: the longest lookback, and room for what the noise filter drops."""
@@ -38,7 +42,7 @@ class Feature:
     """Earlier candles that ``compute`` needs before a row: a live row is made of no more than these."""
     source: str
     """TA-Lib's functions in capitals; ``rolling`` is ``ml.rolling``."""
-    compute: Callable[[FeatureWindow], Floats]
+    compute: Callable[[FeatureWindow], Ratio]
     shared: int = 0
     """Earlier candles that decide what it takes of a row from the shared measures, such as ATR."""
     oriented: bool = False
@@ -50,100 +54,93 @@ class Feature:
         return max(self.window, self.shared)
 
 
-def _ratio(part: Floats, whole: Floats) -> Floats:
-    """``part / whole``, NaN where ``whole`` is not over 0: undefined, not infinite."""
-    result = np.empty(len(part))
-    result.fill(np.nan)
-    np.divide(part, whole, out=result, where=whole > 0)
-    return result
-
-
-def _centred(percent: Floats) -> Floats:
+def _centred(percent: Floats) -> Ratio:
     """An oscillator of 0..100 as -1..1, so that its sign means up or down."""
-    return percent / 50 - 1
+    return percent - 50, HALF_PERCENT
 
 
-def _move(m: FeatureWindow, bars: int) -> Floats:
+def _move(m: FeatureWindow, bars: int) -> Ratio:
     """Price move in ATR, over what a random walk makes of as many bars."""
-    return m.now.of(ta.MOM(m.close, bars)) / (m.now.unit * math.sqrt(bars))
+    return ta.MOM(m.close, bars), m.now.atr * math.sqrt(bars)
 
 
-def _in_atr(m: FeatureWindow, values: Floats) -> Floats:
-    return m.now.of(values) / m.now.unit
-
-
-def _above(m: FeatureWindow, line: Floats) -> Floats:
+def _above(m: FeatureWindow, line: Floats) -> Ratio:
     """How far the close is above a line, in ATR."""
-    return _in_atr(m, m.close - line)
+    return m.close - line, m.now.atr
 
 
-def _slope(m: FeatureWindow, bars: int) -> Floats:
+def _slope(m: FeatureWindow, bars: int) -> Ratio:
     """Slope of the regression line of the log close, in ATR a bar."""
-    return _in_atr(m, rolling_slope(m.log_close, bars) * m.close)
+    close = m.close
+    return rolling_slope(np.log(close), bars) * close, m.now.atr
 
 
-def _channel(m: FeatureWindow, bars: int) -> Floats:
+def _channel(m: FeatureWindow, bars: int) -> Ratio:
     """Place of the close between the lowest low (-1) and the highest high (1): Donchian's channel."""
     floor, ceiling = ta.MIN(m.low, bars), ta.MAX(m.high, bars)
-    return 2 * _ratio(m.close - floor, ceiling - floor) - 1
+    return 2 * m.close - floor - ceiling, ceiling - floor
 
 
-def _directional(m: FeatureWindow) -> Floats:
-    directional: Floats = (ta.PLUS_DI(*m.hlc, PERIOD) - ta.MINUS_DI(*m.hlc, PERIOD)) / 100
-    return directional
+def _directional(m: FeatureWindow) -> Ratio:
+    hlc = m.hlc
+    return ta.PLUS_DI(*hlc, PERIOD) - ta.MINUS_DI(*hlc, PERIOD), PERCENT
 
 
-def _bollinger(m: FeatureWindow) -> Floats:
+def _bollinger(m: FeatureWindow) -> Ratio:
     """Place of the close between the bands: -1 lower, 1 upper; NaN while the spread is only rounding."""
     middle, width = m.now.measures.middle, m.now.measures.width
-    return _ratio(m.close - middle, np.where(width > 1e-12, width * middle / 2, 0.0))
+    return m.close - middle, (width > 1e-12) * width * middle / 2
 
 
-def _volatility_ratio(m: FeatureWindow) -> Floats:
+def _volatility_ratio(m: FeatureWindow) -> Ratio:
     """Spread of the last 12 log returns over that of the last 72 (around 0: hourly drift is noise)."""
-    square = m.step**2
-    return np.sqrt(_ratio(rolling_sum(square, 12) / 12, rolling_sum(square, 72) / 72))
+    square = np.log(ta.ROCR(m.close, 1)) ** 2
+    return np.sqrt(rolling_sum(square, 12) / 12), np.sqrt(rolling_sum(square, 72) / 72)
 
 
-def _range_ahead(m: FeatureWindow) -> Floats:
+SAME_HOURS = np.zeros(168)
+"""Weights of the last 168 candles: the 12 that came 24, 48 … 168 ago, those 24 ago being 12 to 23 back."""
+SAME_HOURS.reshape(7, 24)[:, :12] = 1 / (7 * 12)
+
+
+def _range_ahead(m: FeatureWindow) -> Ratio:
     """What range the clock promises: that of the 12 candles that came 24, 48 … 168 candles ago, in ATR.
 
     On hourly candles these are the next 12 hours as they were on each of the last 7 days.
     """
-    twelve = rolling_sum(m.high - m.low, 12) / 12
-    lags = range(12, 7 * 24, 24)
-    total = np.full(len(twelve), np.nan)
-    if len(twelve) > lags[-1]:
-        total[lags[-1] :] = sum(twelve[lags[-1] - lag : len(twelve) - lag] for lag in lags)
-    return _in_atr(m, total / len(lags))
+    return weighted_sum(m.high - m.low, SAME_HOURS), m.now.atr
 
 
 def _mean_volume(m: FeatureWindow, bars: int) -> Floats:
     return rolling_sum(m.volume, bars) / bars
 
 
-def _on_balance(m: FeatureWindow) -> Floats:
+def _on_balance(m: FeatureWindow) -> Ratio:
     """On-balance volume (Granville) of 24 candles, as a share of their volume."""
-    return _ratio(rolling_sum(np.sign(m.step) * m.volume, 24), rolling_sum(m.volume, 24))
+    volume = m.volume
+    return rolling_sum(np.sign(ta.MOM(m.close, 1)) * volume, 24), rolling_sum(volume, 24)
 
 
-def _money_flow(m: FeatureWindow) -> Floats:
+def _money_flow(m: FeatureWindow) -> Ratio:
     """Chaikin money flow of 20 candles: volume times the close's place in its range, 0 if it has none."""
-    place = 2 * _ratio(m.close - m.low, m.high - m.low) - 1
-    place[np.isnan(place)] = 0
-    return _ratio(rolling_sum(place * m.volume, 20), rolling_sum(m.volume, 20))
+    high, low, close = m.hlc
+    volume, spread = m.volume, high - low
+    flow = np.zeros(len(spread))
+    np.divide((2 * close - low - high) * volume, spread, out=flow, where=spread > 0)
+    return rolling_sum(flow, 20), rolling_sum(volume, 20)
 
 
-def _volume_weighted(m: FeatureWindow) -> Floats:
+def _volume_weighted(m: FeatureWindow) -> Ratio:
     """The close above the volume-weighted price of 24 candles, in ATR."""
-    traded = ta.TYPPRICE(*m.hlc) * m.volume
-    return _above(m, _ratio(rolling_sum(traded, 24), rolling_sum(m.volume, 24)))
+    volume = m.volume
+    traded = ta.TYPPRICE(*m.hlc) * volume
+    return _above(m, rolling_sum(traded, 24) / rolling_sum(volume, 24))
 
 
-def _wicks(m: FeatureWindow) -> Floats:
+def _wicks(m: FeatureWindow) -> Ratio:
     """Lower wick minus upper wick, over the range: over 0 where the price was pushed back up."""
-    top, bottom = np.maximum(m.open, m.close), np.minimum(m.open, m.close)
-    return _ratio((bottom - m.low) - (m.high - top), m.high - m.low)
+    high, low, close = m.hlc
+    return m.open + close - high - low, high - low
 
 
 PERIOD, ATR, ADX = regimes.PERIOD, regimes.ATR_LOOKBACK, regimes.ADX_LOOKBACK
@@ -173,7 +170,7 @@ FEATURES: tuple[Feature, ...] = (
         oriented=True,
     ),
     Feature("willr_50", 49, "WILLR(50)", lambda m: _centred(ta.WILLR(*m.hlc, 50) + 100), oriented=True),
-    Feature("cci_20", 19, "CCI(20) / 100", lambda m: ta.CCI(*m.hlc, 20) / 100, oriented=True),
+    Feature("cci_20", 19, "CCI(20) / 100", lambda m: (ta.CCI(*m.hlc, 20), PERCENT), oriented=True),
     Feature("mfi_14", 14, "MFI(14)", lambda m: _centred(ta.MFI(*m.hlc, m.volume, 14)), oriented=True),
     Feature(
         "ultosc", 28, "ULTOSC(7, 14, 28)", lambda m: _centred(ta.ULTOSC(*m.hlc, 7, 14, 28)), oriented=True
@@ -182,15 +179,15 @@ FEATURES: tuple[Feature, ...] = (
         "aroonosc_25",
         25,
         "AROONOSC(25) / 100",
-        lambda m: ta.AROONOSC(m.high, m.low, 25) / 100,
+        lambda m: (ta.AROONOSC(m.high, m.low, 25), PERCENT),
         oriented=True,
     ),
-    Feature("bop", 0, "BOP", lambda m: ta.BOP(m.open, *m.hlc), oriented=True),
+    Feature("bop", 0, "BOP", lambda m: (ta.BOP(m.open, *m.hlc), ONE), oriented=True),
     Feature(
         "trix_15",
         ATR,
         "TRIX(15) / NATR(14)",
-        lambda m: m.now.of(ta.TRIX(m.close, 15) * m.close) / (100 * m.now.unit),
+        lambda m: (ta.TRIX(m.close, 15) * m.close, 100 * m.now.atr),
         shared=ATR,
         oriented=True,
     ),
@@ -198,7 +195,7 @@ FEATURES: tuple[Feature, ...] = (
         "macd_histogram",
         ATR,
         "MACD(12, 26, 9) histogram / ATR(14)",
-        lambda m: _in_atr(m, ta.MACD(m.close, 12, 26, 9)[2]),
+        lambda m: (ta.MACD(m.close, 12, 26, 9)[2], m.now.atr),
         shared=ATR,
         oriented=True,
     ),
@@ -288,23 +285,23 @@ FEATURES: tuple[Feature, ...] = (
         oriented=True,
     ),
     Feature("wicks", 0, "(lower wick - upper wick) / range", _wicks, oriented=True),
-    Feature("adx_14", 0, "ADX(14)", lambda m: m.now.measures.adx, shared=ADX),
-    Feature("dx_14", ATR, "DX(14)", lambda m: ta.DX(*m.hlc, PERIOD)),
+    Feature("adx_14", 0, "ADX(14)", lambda m: (m.now.measures.adx, ONE), shared=ADX),
+    Feature("dx_14", ATR, "DX(14)", lambda m: (ta.DX(*m.hlc, PERIOD), ONE)),
     Feature(
         "adx_change",
         ADX + 13,
         "ADX(14) - ADXR(14)",
-        lambda m: m.now.measures.adx - m.now.of(ta.ADXR(*m.hlc, PERIOD)),
+        lambda m: (m.now.measures.adx - m.now.of(ta.ADXR(*m.hlc, PERIOD)), ONE),
         shared=ADX,
     ),
-    Feature("natr_14", 0, "NATR(14) / 100", lambda m: _ratio(m.now.measures.atr, m.close), shared=ATR),
+    Feature("natr_14", 0, "NATR(14) / 100", lambda m: (m.now.atr, m.close), shared=ATR),
     Feature(
         "atr_ratio",
         28 + wilder_lookback(28),
         "ATR(7) / ATR(28)",
-        lambda m: _ratio(ta.ATR(*m.hlc, 7), ta.ATR(*m.hlc, 28)),
+        lambda m: (ta.ATR(*m.hlc, 7), ta.ATR(*m.hlc, 28)),
     ),
-    Feature("true_range", 1, "TRANGE / ATR(14)", lambda m: _in_atr(m, ta.TRANGE(*m.hlc)), shared=ATR),
+    Feature("true_range", 1, "TRANGE / ATR(14)", lambda m: (ta.TRANGE(*m.hlc), m.now.atr), shared=ATR),
     Feature("volatility_ratio", 72, "rolling: spread of 12 log returns / of 72", _volatility_ratio),
     Feature(
         "range_ahead",
@@ -317,34 +314,34 @@ FEATURES: tuple[Feature, ...] = (
         "bollinger_width_20",
         0,
         "rolling: band width of 20 / middle",
-        lambda m: m.now.measures.width,
+        lambda m: (m.now.measures.width, ONE),
         shared=19,
     ),
     Feature(
         "atr_rank_500",
         0,
         "rolling: rank of NATR(14) in 500",
-        lambda m: m.now.measures.atr_rank,
+        lambda m: (m.now.measures.atr_rank, ONE),
         shared=regimes.LOOKBACK,
     ),
     Feature(
         "width_rank_500",
         0,
         "rolling: rank of the band width in 500",
-        lambda m: m.now.measures.width_rank,
+        lambda m: (m.now.measures.width_rank, ONE),
         shared=19 + 499,
     ),
     Feature(
-        "volume_surge", 19, "rolling: volume / mean of 20", lambda m: _ratio(m.volume, _mean_volume(m, 20))
+        "volume_surge", 19, "rolling: volume / mean of 20", lambda m: (m.volume, _mean_volume(m, 20))
     ),
     Feature(
         "volume_trend",
         95,
         "rolling: mean volume of 12 / of 96",
-        lambda m: _ratio(_mean_volume(m, 12), _mean_volume(m, 96)),
+        lambda m: (_mean_volume(m, 12), _mean_volume(m, 96)),
     ),
-    Feature("hour_sin", 0, "sine of the close's time of day", lambda m: np.sin(m.now.day_angle)),
-    Feature("hour_cos", 0, "cosine of the close's time of day", lambda m: np.cos(m.now.day_angle)),
+    Feature("hour_sin", 0, "sine of the close's time of day", lambda m: (np.sin(m.now.day_angle), ONE)),
+    Feature("hour_cos", 0, "cosine of the close's time of day", lambda m: (np.cos(m.now.day_angle), ONE)),
 )
 """The columns of ``market_features``, in order."""
 
@@ -369,10 +366,14 @@ def market_features(candles: Candles, last: int | None = None) -> Floats:
     columns = np.empty((len(FEATURES), n - first))
     if n == first:
         return columns.T
-    market = read_window(candles, n - first)
-    tails = {window: market.since(max(first - window, 0)) for window in WINDOWS}
-    for column, feature in zip(columns, FEATURES, strict=True):
-        column[:] = feature.compute(tails[feature.window])[first - n :]
+    shared = read_shared(candles, n - first)
+    tails = {window: FeatureWindow(shared, candles, max(first - window, 0)) for window in WINDOWS}
+    asked = slice(first - n, None)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for column, feature in zip(columns, FEATURES, strict=True):
+            part, whole = feature.compute(tails[feature.window])
+            np.divide(part[asked], whole[asked], out=column)
+    columns[np.isinf(columns)] = np.nan
     if first < max(LOOKBACKS):
         for column, lookback in zip(columns, LOOKBACKS, strict=True):
             column[: max(lookback - first, 0)] = np.nan

@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ema_lookback", "rolling_rank", "rolling_slope", "rolling_std", "rolling_sum", "wilder_lookback"]
+__all__ = [
+    "ema_lookback",
+    "rolling_rank",
+    "rolling_slope",
+    "rolling_std",
+    "rolling_sum",
+    "weighted_sum",
+    "wilder_lookback",
+]
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +45,22 @@ def wilder_lookback(period: int) -> int:
 
 def rolling_sum(values: Floats, window: int) -> Floats:
     """(n,) sum of the last ``window`` values; NaN for the first ``window - 1``."""
-    return _of_windows(_total, values, window)
+    return weighted_sum(values, _ones(window))
+
+
+def weighted_sum(values: Floats, weights: Floats) -> Floats:
+    """(n,) sum of as many last values as weights, times those, the oldest first; NaN at the start."""
+    result = np.empty(len(values))
+    result[: len(weights) - 1] = np.nan
+    if len(values) >= len(weights):
+        # One dot product a window: of one order, so of the same bits wherever the array begins.
+        result[len(weights) - 1 :] = np.correlate(values, weights)
+    return result
+
+
+@cache
+def _ones(window: int) -> Floats:
+    return np.ones(window)
 
 
 def rolling_std(values: Floats, window: int) -> Floats:
@@ -53,8 +77,14 @@ def rolling_std(values: Floats, window: int) -> Floats:
 
 def rolling_slope(values: Floats, window: int) -> Floats:
     """(n,) slope of the least-squares line through the last ``window`` values, a step; NaN at the start."""
-    place = np.arange(window)[:, None] - (window - 1) / 2
-    return _of_windows(lambda windows: _total(place * windows), values, window) / float((place**2).sum())
+    return weighted_sum(values, _slope_weights(window))
+
+
+@cache
+def _slope_weights(window: int) -> Floats:
+    place = np.arange(window) - (window - 1) / 2
+    weights: Floats = place / (place**2).sum()
+    return weights
 
 
 def rolling_rank(values: Floats, window: int) -> Floats:

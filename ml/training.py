@@ -7,7 +7,6 @@ measured against.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -16,7 +15,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.artifact import Model, Predictor, booster_margin, load_booster, sha256_hex, verify
+from ml.artifact import (
+    Model,
+    Predictor,
+    booster_margin,
+    library_versions,
+    load_booster,
+    sha256_hex,
+    verify,
+)
 from ml.calibration import choose_threshold, fit_calibration, fit_return_bins
 from ml.checks import check_fit_rows, check_key_rows
 from ml.config import FitConfig, TrainingConfig
@@ -42,12 +49,10 @@ __all__ = [
     "fit_booster",
     "fit_key",
     "judge",
-    "library_versions",
     "own_rows",
     "pool_rows",
 ]
 
-LIBRARIES = ("numpy", "scipy", "scikit-learn", "TA-Lib", "xgboost-cpu")
 OnRound = Callable[[int, int], None]
 
 
@@ -384,8 +389,3 @@ def _importance(booster: Booster, names: tuple[str, ...]) -> tuple[float, ...]:
     if gains.sum() == 0:  # no tree found a split worth making
         return (1 / len(names),) * len(names)
     return tuple((gains / gains.sum()).tolist())
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from typing import Any, Final
 import numpy as np
 import redis
 
+from ml.artifact import Model, library_versions
 from ml.config import TrainingConfig
 from ml.errors import Busy, InputRejected, KeyRejected
-from ml.inference import Answer, Limits, Served, Sighting, Window, answer, sighting_of_features, unseen
+from ml.inference import Answer, Limits, Served, answer
 from ml.keys import ALL_REGIMES, REGIMES, interval_duration
 from ml.patterns import pattern_names
+from ml.sightings import Sighting, Window, sighting_of_features, unseen
 from ml.signals import SignalRequest, parse_signals
 from runtime.queues import INFERENCE
 from tasks.base import Resources
@@ -27,6 +30,8 @@ from tasks.prediction_log import PredictionLog, check_reply_key
 
 __all__ = ["Answering", "Handled"]
 
+OPTIONS: Final = ("signals", "reply_to", "request_id")
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9-]{1,100}")
 LOAD_SECONDS: Final = 0.1
 """How often a worker looks at the length of its queue and at Redis's memory."""
 MEMORY_SHARE: Final = 0.95
@@ -80,13 +85,14 @@ class Answering:
         self._load_due = 0.0
         self._overload: Json | None = None
 
-    def handle(self, request_id: str, args: Sequence[object], options: Mapping[str, object]) -> Handled:
+    def handle(self, task_id: str, args: Sequence[object], options: Mapping[str, object]) -> Handled:
         """Answer, record and reply. A rejected or shed request is neither computed nor recorded."""
         started = time.perf_counter()
         try:
             reply_key = None if options.get("reply_to") is None else check_reply_key(options["reply_to"])
+            request_id = _request_id(task_id, options)
         except InputRejected as error:
-            return Handled({"id": request_id, "error": error.as_json()}, pushed=False)
+            return Handled({"id": task_id, "error": error.as_json()}, pushed=False)
         overload = self._busy()
         if overload is not None:
             return self._reply(reply_key, {"id": request_id, "busy": overload})
@@ -101,7 +107,12 @@ class Answering:
         text = "" if reply_key is None else json.dumps(reply)
         try:
             recorded = self._log.record(
-                json.dumps(records), reply_key, text, settings.reply_seconds, settings.record_limit
+                # A number that JSON has no word for would be refused by PostgreSQL after it was answered.
+                json.dumps(records, allow_nan=False),
+                reply_key,
+                text,
+                settings.reply_seconds,
+                settings.record_limit,
             )
         except Busy:
             recorded = False
@@ -205,7 +216,8 @@ class Answering:
                 self._overload = {"reason": "queue", "value": waiting, "limit": limit}
             elif 0 < most < memory["used_memory"]:
                 self._overload = {"reason": "memory", "value": memory["used_memory"], "limit": int(most)}
-            self._load_due = time.monotonic() + LOAD_SECONDS
+            # While requests are shed each looks again: no more of them shall go than must.
+            self._load_due = time.monotonic() + (0.0 if self._overload else LOAD_SECONDS)
         return self._overload
 
     def _reply(self, reply_key: str | None, reply: Json) -> Handled:
@@ -247,15 +259,26 @@ class Answering:
             "entry_price": sighting.entry_price,
             "atr": sighting.atr,
             "horizon_end": horizon_end.isoformat(),
-            "metadata": {} if model is None else {"threshold": model.threshold.value},
+            "metadata": _metadata(request, model),
         }
+
+
+def _request_id(task_id: str, options: Mapping[str, object]) -> str:
+    """The caller's own, under which it may ask again: a worker that met an expired task takes no other of
+    the same task id."""
+    given = options.get("request_id")
+    if given is None:
+        return task_id
+    if not isinstance(given, str) or not _REQUEST_ID.fullmatch(given):
+        raise InputRejected("request_id", str(given)[:40], "1 to 100 of A-Z, a-z, 0-9 and -")
+    return given
 
 
 def _signals(args: Sequence[object], options: Mapping[str, object]) -> object:
     """The one argument of the task, by place or by name."""
     for name in options:
-        if name not in ("signals", "reply_to"):
-            raise InputRejected(str(name)[:40], "an unknown option", "signals, reply_to")
+        if name not in OPTIONS:
+            raise InputRejected(str(name)[:40], "an unknown option", ", ".join(OPTIONS))
     given = [*args, *([options["signals"]] if "signals" in options else [])]
     if len(given) != 1:
         raise InputRejected("signals", f"{len(given)} arguments", "one: a signal or a list of signals")
@@ -286,6 +309,17 @@ def _answer_json(one: Answer) -> Json:
         "fallback": key is not None and key.regime == ALL_REGIMES,
         "as_of": one.as_of.isoformat(),
     }
+
+
+def _metadata(request: SignalRequest, model: Model | None) -> Json:
+    """What else it takes to make the answer again."""
+    source = "stored" if request.candles is None else "inline"
+    kept: Json = {"source": "features" if request.features is not None else source}
+    if model is not None:
+        kept["threshold"] = model.threshold.value
+        if model.libraries != library_versions():
+            kept["libraries"] = library_versions()  # those it was trained with are in its artifact
+    return kept
 
 
 def _regime(sighting: Sighting) -> str | None:

@@ -97,7 +97,7 @@ def detect_signals(self: Task, symbol: str, interval: str | None = None) -> str 
     self.app.send_task(
         "tasks.predict",
         args=[found.messages()],
-        task_id=found.request_id,
+        kwargs={"request_id": found.request_id},
         ignore_result=True,
         expires=expires,
     )

@@ -19,8 +19,8 @@ from db import candles
 from ml.candles import Candles
 from ml.errors import StoreUnavailable
 from ml.features import WINDOW
-from ml.inference import Window
 from ml.keys import interval_duration
+from ml.sightings import Window
 
 __all__ = ["MarketCache", "newest_due"]
 

@@ -13,16 +13,16 @@ from sqlalchemy.orm import Session
 
 from db import candles, registry
 from db.predictions import Prediction
-from ml.artifact import Model
+from ml.artifact import Model, library_versions
 from ml.confidence import confidence_from
 from ml.dataset import ROW_FEATURE_NAMES
 from ml.errors import ArtifactCorrupt
 from ml.features import WINDOW
-from ml.inference import Window, judge
+from ml.inference import judge
 from ml.keys import interval_duration
 from ml.patterns import pattern_mask
+from ml.sightings import Window
 from ml.signals import SignalRequest
-from ml.training import library_versions
 from tasks.markets import SPARE_CANDLES
 from tasks.stored_model import load
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from db import artifacts, jobs
+from ml.artifact import library_versions
 from ml.config import TrainingConfig
 from ml.dataset import FEATURE_SET
 from ml.keys import ModelKey
 from ml.live_weights import ServedConfidence
-from ml.training import FittedBooster, library_versions
+from ml.training import FittedBooster
 from tasks.base import Resources
 from tasks.run import Run
 

@@ -21,6 +21,7 @@ def ask(
     signals: Sequence[Mapping[str, Any]],
     *,
     redis_url: str,
+    request_id: str | None = None,
 ) -> list[dict[str, Any]]:
     """The answers to the signals, in order.
 
@@ -28,13 +29,14 @@ def ask(
         client: asks.
         signals: of the wire's form.
         redis_url: the client's own, where its queue is looked at after a timeout.
+        request_id: asking again under the same one records the answers once.
 
     Raises:
         InputRejected, Busy, BrokerUnavailable: as ``PredictionClient.predict``.
         AnswerTimeout: with what the queue says of the reason.
     """
     try:
-        return client.predict(signals)
+        return client.predict(signals, request_id=request_id)
     except AnswerTimeout as error:
         raise AnswerTimeout(f"no answer in time: {_reason(redis_url)}") from error
 

@@ -24,14 +24,14 @@ server = redis.Redis.from_url(os.environ["ALPHAPLUS_REDIS_URL"])
 
 
 @app.task(name="tasks.predict", bind=True)
-def predict(self: Any, signals: Any, reply_to: str) -> None:
+def predict(self: Any, signals: Any, reply_to: str, request_id: str) -> None:
     """Push what the first signal asks for; a number of seconds in ``wait`` comes first."""
     listed = signals if isinstance(signals, list) else [signals]
     first = listed[0]
     server.incr(COMPUTED)
     time.sleep(first.get("wait", 0))
     reply = REPLIES.get(first["symbol"]) or {"answers": [{"signal_id": one["id"]} for one in listed]}
-    text = json.dumps({"id": self.request.id, **reply})
+    text = json.dumps({"id": request_id, **reply})
     copies = {"SILENT": [], "TWICE": [text, text], "NOISE": ["no json", "[1]", '{"id": "other"}', text]}
     for copy in copies.get(first["symbol"], [text]):
         server.lpush(reply_to, copy)

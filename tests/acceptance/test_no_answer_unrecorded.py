@@ -172,9 +172,6 @@ def _signals(count: int) -> list[dict[str, Any]]:
 
 def kill_and_restart_valkey(servers: LocalServers) -> None:
     with redis.Redis.from_url(servers.record.redis_url) as client:
-        # By default a kill while the file is being synced may cost what was answered meanwhile
-        # (docs/database.md): rare, and no news.
-        client.config_set("appendfsync", "no")
         valkey = psutil.Process(int(client.info("server")["process_id"]))
     valkey.kill()
     valkey.wait(30)

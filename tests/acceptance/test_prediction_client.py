@@ -289,7 +289,8 @@ def test_the_message_holds_what_celery_itself_would_send(
     app = Celery("sender", broker=redis_url, backend=redis_url)
     headers = ours["headers"]
     app.send_task(
-        "tasks.predict", [echo("ours")], {"reply_to": "x"}, queue="inference", task_id=headers["id"],
+        "tasks.predict", [echo("ours")], {"reply_to": "x", "request_id": "y"}, queue="inference",
+        task_id=headers["id"],
         expires=headers["expires"], ignore_result=True,
     )  # fmt: skip
     celerys = envelope(server)

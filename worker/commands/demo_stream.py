@@ -85,7 +85,8 @@ def stream(console: Console, engine: Engine, settings: Settings, symbols: Sequen
             if not found.signals:
                 return [], 0.0
             started = time.perf_counter()
-            return client.predict(found.messages()), time.perf_counter() - started
+            answers = client.predict(found.messages(), request_id=found.request_id)
+            return answers, time.perf_counter() - started
 
         for moment in hours:
             move_replay(redis_url, moment)

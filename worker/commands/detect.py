@@ -84,9 +84,11 @@ class _Detector:
         found = self._newest(symbol, interval)
         if found is None or (series in self._shown and self._shown[series] == found.close_time):
             return
-        # Under a new id each time: a worker that met an expired request takes no other of the same id.
         redis_url = self._settings.required_redis_url
-        answers = ask(self._client, found.messages(), redis_url=redis_url) if found.signals else []
+        answers: list[Json] = []
+        if found.signals:
+            # The task that follows each sync asks under the same id: the two are recorded once.
+            answers = ask(self._client, found.messages(), redis_url=redis_url, request_id=found.request_id)
         self._show(found, answers)
         self._shown[series] = found.close_time
 
