@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 
 import pytest
 
@@ -11,6 +12,7 @@ from beat_schedule import BEAT_SCHEDULE
 from ml.keys import ModelKey
 from runtime.queues import QUEUES, ROUTES
 from tests.processes import ROOT
+from worker.celery import TASK_MODULES
 from worker.schedule import cron_text, entry_name
 
 pytestmark = pytest.mark.scheduler
@@ -56,10 +58,8 @@ def test_every_entrys_task_exists() -> None:
     from celery import Celery
 
     # In a process of its own the application would need servers; the tasks themselves need none.
-    import tasks.candles
-    import tasks.maintenance
-    import tasks.train  # noqa: F401
-
+    for module in TASK_MODULES:
+        importlib.import_module(module)
     app = Celery("alphaplus", set_as_current=False)
     app.finalize()
     assert {entry["task"] for entry in BEAT_SCHEDULE.values()} <= set(app.tasks)
