@@ -20,10 +20,11 @@ from ml.config import TrainingConfig
 from ml.dataset import read_market
 from ml.errors import TrainingRefused
 from ml.features import FEATURE_NAMES, WINDOW
-from ml.inference import Limits, Window, answer
+from ml.inference import Limits, answer
 from ml.keys import MODEL_REGIMES, ModelKey, interval_duration
 from ml.noise import clean
 from ml.patterns import detect, pattern_names
+from ml.sightings import Window
 from ml.signals import parse_signals
 from runtime.clock import WallClock, data_cut
 from runtime.settings import Settings

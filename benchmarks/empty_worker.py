@@ -34,9 +34,11 @@ server = redis.Redis.from_url(os.environ[URL_VARIABLE])
 
 
 @app.task(name="tasks.predict", bind=True)  # type: ignore[untyped-decorator]
-def predict(self: Any, _signals: object, reply_to: str | None = None) -> dict[str, Any] | None:
+def predict(
+    self: Any, _signals: object, reply_to: str | None = None, request_id: str | None = None
+) -> dict[str, Any] | None:
     """Reply with no answers: as the result, or on the list ``reply_to``."""
-    reply = {"id": self.request.id, "answers": []}
+    reply = {"id": request_id or self.request.id, "answers": []}
     if reply_to is None:
         return reply
     with server.pipeline(transaction=False) as pipeline:

@@ -16,8 +16,9 @@ from benchmarks.measurement import Measurement
 from benchmarks.workers import Pool
 from ml.candles import Candles
 from ml.features import WINDOW
-from ml.inference import Window, answer
+from ml.inference import answer
 from ml.keys import ModelKey
+from ml.sightings import Window
 from ml.signals import MAX_SIGNALS, parse_signals
 from tasks import prediction_log
 
