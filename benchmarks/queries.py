@@ -21,8 +21,8 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from benchmarks.measurement import Measurement
-from db import artifacts, audit, candles, evaluations, jobs, references, registry
-from db.models import ModelRow, Prediction
+from db import artifacts, audit, candles, evaluations, jobs, predictions, references, registry
+from db.models import ModelRow
 from db.schema import upgrade
 from db.session import create_engine
 from ml.candles import Candles
@@ -195,11 +195,13 @@ def queries(size: Size) -> dict[str, Query]:
         "artifact in the audit log": lambda s: audit.names_artifact(
             s, subject=str(KEY), model_id=1, sha256=sha256
         ),
-        "newest 50 predictions of a key": lambda s: s.scalars(_predictions_of_key()).all(),
-        "predictions due for their outcome": lambda s: s.scalars(_predictions_due(end)).all(),
-        "a prediction by its id": lambda s: s.scalars(
-            sa.select(Prediction).where(Prediction.id == UUID(int=7))
-        ).all(),
+        "newest 50 predictions": lambda s: predictions.recent(s, limit=50),
+        "newest 50 predictions of a key": lambda s: predictions.recent(
+            s, symbol=KEY.symbol, interval=KEY.interval, regime=KEY.regime, limit=50
+        ),
+        "newest 50 accepted predictions": lambda s: predictions.recent(s, decision="accept", limit=50),
+        "500 predictions due for their outcome": lambda s: predictions.due(s, end, 500),
+        "a prediction by its id": lambda s: predictions.get(s, UUID(int=7)),
     }
 
 
@@ -247,16 +249,6 @@ def _reference(session: Session) -> None:
     features = tuple(FeatureReference(f"f{n}", sample, edges, shares, 0.025) for n in range(40))
     references.save(session, 1, Reference(features, 10_000))
     references.load(session, 1)
-
-
-def _predictions_of_key() -> sa.Select[Prediction]:
-    of_key = sa.select(Prediction).where(*Prediction.of_key(KEY))
-    return of_key.order_by(Prediction.signal_time.desc()).limit(50)
-
-
-def _predictions_due(now: datetime) -> sa.Select[Prediction]:
-    due = sa.select(Prediction).where(Prediction.resolved_at.is_(None), Prediction.horizon_end <= now)
-    return due.order_by(Prediction.horizon_end).limit(500)
 
 
 def fill(engine: Engine, size: Size) -> None:
@@ -329,7 +321,8 @@ _FILL = (
     INSERT INTO ml_performance_tracking (id, signal_time, as_of, symbol, interval, regime, direction,
         patterns, confidence, decision, features, horizon_end, label, label_end, resolved_at)
     SELECT lpad(to_hex(n), 32, '0')::uuid, :first + n * interval '1 minute', :first, 'S' || 1 + n % :symbols,
-           '1h', {_REGIMES}[1 + n / :symbols % 4], 1, '{{CDLDOJI}}', 0.6, 'accept',
+           '1h', {_REGIMES}[1 + n / :symbols % 4], 1, '{{CDLDOJI}}', 0.6,
+           CASE WHEN n % 50 = 0 THEN 'accept' ELSE 'reject' END,
            decode(repeat(md5(n::text), 10), 'hex'), :first + n * interval '1 minute', known.label,
            known.at, known.at
     FROM generate_series(1, :predictions) AS n, LATERAL (

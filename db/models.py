@@ -308,6 +308,15 @@ class Prediction(Keyed, Base):
         CheckConstraint("(decision = 'abstain') = (abstain_reason IS NOT NULL)", name="abstain_reason"),
         *(share(name) for name in ("confidence", "pattern_confidence")),
         Index("ix_ml_performance_tracking_key", "symbol", "interval", "regime", text("signal_time DESC")),
+        Index(
+            "ix_ml_performance_tracking_decision",
+            "symbol",
+            "interval",
+            "regime",
+            "decision",
+            text("signal_time DESC"),
+            postgresql_where=text("decision <> 'reject'"),
+        ),
         Index("ix_ml_performance_tracking_model", "model_id", text("signal_time DESC")),
         Index("ix_ml_performance_tracking_open", "horizon_end", postgresql_where=text("resolved_at IS NULL")),
     )

@@ -168,6 +168,7 @@ def test_every_query_reads_its_rows_by_index(engine: Engine) -> None:
         "recent of a key": lambda s: predictions.recent(
             s, symbol="S1", interval="1h", regime="trending", limit=50
         ),
+        "accepted": lambda s: predictions.recent(s, decision="accept", limit=50),
         "due": lambda s: predictions.due(s, now, 500),
         "next due": lambda s: predictions.due(s, now, 500, after=(now - HOUR, UUID(int=7))),
         "resolve": lambda s: predictions.resolve(s, [some]),
@@ -180,6 +181,9 @@ def test_every_query_reads_its_rows_by_index(engine: Engine) -> None:
     by_key = {f"Index Scan {key}_key", f"Index Only Scan {key}_key"}
     assert found["get"] == {f"Index Scan {primary}"}
     assert found["recent"] | found["recent of a key"] == by_key
+    # So few of this many that the planner may go by bitmap; of a million it does not.
+    assert any(plan.endswith(f"{key}_decision") for plan in found["accepted"])
+    assert not any("Seq Scan" in plan for plan in found["accepted"])
     assert found["due"] == found["next due"] == {f"Index Scan {open_}_open"}
     assert found["resolve"] <= {
         f"Index Scan {primary}",
