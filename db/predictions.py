@@ -30,6 +30,7 @@ __all__ = [
     "Outcome",
     "Prediction",
     "ResolvedPrediction",
+    "beginning",
     "due",
     "get",
     "recent",
@@ -121,6 +122,7 @@ def recent(
     interval: str | None = None,
     regime: str | None = None,
     decision: str | None = None,
+    resolved: bool | None = None,
     limit: int,
 ) -> Sequence[Prediction]:
     """The newest ``limit`` predictions by signal time, newest first; of all keys, or of those that fit.
@@ -130,7 +132,21 @@ def recent(
     """
     query = sa.select(Prediction).from_statement(_RECENT)
     parameters = {"symbol": symbol, "interval": interval, "regime": regime, "decision": decision}
-    return session.scalars(query, parameters | {"limit": limit}).all()
+    return session.scalars(query, parameters | {"resolved": resolved, "limit": limit}).all()
+
+
+def beginning(session: Session, digits: str, limit: int) -> Sequence[Prediction]:
+    """At most ``limit`` predictions whose id begins with these digits.
+
+    Args:
+        session: the caller's.
+        digits: 1 to 32 of 0-9 and a-f.
+        limit: rows.
+    """
+    first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+    return session.scalars(
+        sa.select(Prediction).where(Prediction.id.between(first, last)).order_by(Prediction.id).limit(limit)
+    ).all()
 
 
 def due(
@@ -338,6 +354,7 @@ _RECENT = sa.text("""
         SELECT * FROM ml_performance_tracking
         WHERE symbol = keys.symbol AND interval = keys.interval AND regime = keys.regime
           AND (CAST(:decision AS text) IS NULL OR decision = :decision)
+          AND (CAST(:resolved AS boolean) IS NULL OR (resolved_at IS NOT NULL) = :resolved)
         ORDER BY signal_time DESC LIMIT :limit
     ) AS newest
     WHERE (CAST(:symbol AS text) IS NULL OR keys.symbol = :symbol)

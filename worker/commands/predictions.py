@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["accuracy", "predict", "predictions", "replay"]
 
-MOST_SCANNED = 10_000
+MOST_SHOWN = 10_000
 """Newest predictions among which --open, --resolved and a shortened id are looked for."""
 DECISIONS = ("accept", "reject", "abstain")
 
@@ -93,7 +93,7 @@ def predict(
 @click.option("--symbol", help="Of this symbol only.")
 @click.option("--regime", type=click.Choice(MODEL_REGIMES), help="In this regime only (all: unknown).")
 @click.option("--decision", type=click.Choice(DECISIONS), help="With this decision only.")
-@click.option("--limit", type=click.IntRange(1, MOST_SCANNED), default=20, show_default=True)
+@click.option("--limit", type=click.IntRange(1, MOST_SHOWN), default=20, show_default=True)
 @click.option("--open/--resolved", "is_open", default=None, help="Only those without, or with, an outcome.")
 @as_json_option
 def predictions(
@@ -114,10 +114,11 @@ def predictions(
 
     if symbol is not None:
         check_symbol(symbol)
-    scanned = limit if is_open is None else MOST_SCANNED
+    resolved = None if is_open is None else not is_open
     with command_engine(load_settings()) as engine, transaction(engine) as session:
-        found = store.recent(session, symbol=symbol, regime=regime, decision=decision, limit=scanned)
-    rows = [row for row in found if is_open is None or (row.resolved_at is None) == is_open][:limit]
+        rows = store.recent(
+            session, symbol=symbol, regime=regime, decision=decision, resolved=resolved, limit=limit
+        )
     if as_json:
         click.echo(json.dumps([prediction_json(row) for row in rows], indent=2))
     elif rows:
@@ -190,7 +191,7 @@ def accuracy(*, days: int | None, symbol: str | None, as_json: bool) -> None:
 
 
 def find_prediction(session: Session, text: str) -> Prediction | None:
-    """A prediction by its id, or by the beginning of it, 8 characters at least, among the newest.
+    """A prediction by its id, or by the beginning of it, 8 characters at least.
 
     Raises:
         InputRejected: no id, or the beginning of several.
@@ -203,12 +204,10 @@ def find_prediction(session: Session, text: str) -> Prediction | None:
         raise InputRejected("prediction_id", text, limit)
     if len(begins) == 32:
         return store.get(session, UUID(begins))
-    found = {
-        row.id: row for row in store.recent(session, limit=MOST_SCANNED) if row.id.hex.startswith(begins)
-    }
+    found = store.beginning(session, begins, 2)
     if len(found) > 1:
-        raise InputRejected("prediction_id", text, f"more of the id: {len(found)} begin so")
-    return next(iter(found.values()), None)
+        raise InputRejected("prediction_id", text, "more of the id: several begin so")
+    return found[0] if found else None
 
 
 def _show_remade(remade: Remade, *, with_features: bool) -> None:

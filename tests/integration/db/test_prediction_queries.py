@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -44,7 +45,7 @@ def test_recent_gives_the_newest_of_what_fits_newest_first(engine: Engine) -> No
     write(engine, *given)
     names = {row["id"]: number for number, row in enumerate(given)}
 
-    def recent(limit: int = 50, **conditions: str) -> list[int]:
+    def recent(limit: int = 50, **conditions: Any) -> list[int]:
         with transaction(engine) as session:
             found = predictions.recent(session, limit=limit, **conditions)
             return [names[str(row.id)] for row in found]
@@ -229,3 +230,28 @@ def test_a_hypertable_takes_them_once_and_finds_them_compressed_or_not(timescale
             session, symbol="BTCUSDT", interval="1h", since=AS_OF, until=AS_OF + 24 * 90 * HOUR
         )
         assert str(known.id) == given[0]["id"]
+
+
+def test_predictions_are_found_by_how_their_ids_begin(engine: Engine) -> None:
+    ids = [f"{number:08x}-0000-4000-8000-ffffffffffff" for number in (0xABCDEF01, 0xABCDEF02)]
+    write(engine, *(record(id=id_) for id_ in ids))
+    with transaction(engine) as session:
+        found = {
+            digits: len(predictions.beginning(session, digits, 5)) for digits in ("abcdef01", "abc", "b")
+        }
+        (one,) = predictions.beginning(session, "abc", 1)
+    assert found == {"abcdef01": 1, "abc": 2, "b": 0}
+    assert str(one.id) == ids[0]
+
+
+def test_recent_tells_those_with_an_outcome_from_those_without(engine: Engine) -> None:
+    done, open_ = at(1), at(2)
+    write(engine, done, open_)
+    with transaction(engine) as session:
+        assert predictions.resolve(session, [outcome(done)]) == 1
+    with transaction(engine) as session:
+        found = {
+            wanted: [str(row.id) for row in predictions.recent(session, resolved=wanted, limit=5)]
+            for wanted in (True, False, None)
+        }
+    assert found == {True: [done["id"]], False: [open_["id"]], None: [open_["id"], done["id"]]}
