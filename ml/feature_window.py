@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from ml import regimes
 from ml.candles import Candles
+from ml.indicators import ta
 from ml.regimes import RegimeMeasures
+from ml.rolling import rolling_sum
 
 __all__ = ["FeatureWindow", "SharedRows", "read_shared"]
 
@@ -22,18 +24,21 @@ DAY = 24 * 60 * 60 * 1_000_000
 class SharedRows(NamedTuple):
     """What several features take of a row, made once; of the rows asked for only."""
 
+    rows: int
     measures: RegimeMeasures
+    atr: Floats
+    """ATR(14): what moves are measured in."""
+    plus: Floats
+    """PLUS_DI(14), 0..100."""
+    minus: Floats
+    """MINUS_DI(14), 0..100."""
+    close: Floats
     day_angle: Floats
     """Time of day of the close."""
 
-    @property
-    def atr(self) -> Floats:
-        """What moves are measured in."""
-        return self.measures.atr
-
     def of(self, values: Floats) -> Floats:
         """The rows asked for of a longer array that ends with them."""
-        return values[len(values) - len(self.day_angle) :]
+        return values[len(values) - self.rows :]
 
 
 class FeatureWindow(NamedTuple):
@@ -75,9 +80,24 @@ class FeatureWindow(NamedTuple):
         candles, start = self.candles, self.start
         return candles.high[start:], candles.low[start:], candles.close[start:]
 
+    def sum(self, values: Floats, window: int) -> Floats:
+        """Of the last ``window`` values, for the rows asked for."""
+        return rolling_sum(values, window, self.now.rows)
+
 
 def read_shared(candles: Candles, last: int) -> SharedRows:
     """What features share of the ``last`` last candles."""
-    close_time = candles.open_time[len(candles) - last :] + candles.step
-    into_day = close_time.view(np.int64) % DAY
-    return SharedRows(regimes.measure(candles, last), day_angle=into_day * (2 * np.pi / DAY))
+    first = len(candles) - last
+    measures = regimes.measure(candles, last)
+    smoothed = slice(max(first - regimes.ATR_LOOKBACK, 0), None)
+    hlc = candles.high[smoothed], candles.low[smoothed], candles.close[smoothed]
+    into_day: NDArray[np.int64] = (candles.open_time[first:] + candles.step).view(np.int64) % DAY
+    return SharedRows(
+        rows=last,
+        measures=measures,
+        atr=measures.atr,
+        plus=ta.PLUS_DI(*hlc, regimes.PERIOD)[-last:],
+        minus=ta.MINUS_DI(*hlc, regimes.PERIOD)[-last:],
+        close=candles.close[first:],
+        day_angle=into_day * np.float64(2 * np.pi / DAY),
+    )

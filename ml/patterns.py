@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ml.candles import Candles
 from ml.errors import InputRejected
+from ml.indicators import ta
 
 __all__ = [
     "PATTERN_NAMES",
@@ -26,6 +27,9 @@ __all__ = [
 
 PATTERN_NAMES: tuple[str, ...] = tuple(sorted(name for name in talib.__all__ if name.startswith("CDL")))
 """All 61. A pattern's bit in a mask is its index here."""
+
+FUNCTIONS = tuple(getattr(ta, name) for name in PATTERN_NAMES)
+BITS = np.uint64(1) << np.arange(len(PATTERN_NAMES), dtype=np.uint64)
 
 PATTERN_WINDOW = 32
 """Candles that are enough to find the last one's patterns; TA-Lib looks back on 14 at most."""
@@ -74,14 +78,16 @@ def detect(candles: Candles) -> FoundPatterns:
         np.rint(prices * TICKS_PER_UNIT)
         for prices in (candles.open, candles.high, candles.low, candles.close)
     )
-    # Row 0 short, row 1 long.
-    masks = np.zeros((2, len(candles)), dtype=np.uint64)
-    for bit, name in enumerate(PATTERN_NAMES):
-        strength = getattr(talib, name)(open_, high, low, close) if len(candles) else np.empty(0)
-        at = np.flatnonzero(strength)
-        masks[(strength[at] > 0).astype(np.intp), at] |= np.uint64(1 << bit)
-    at, side = np.nonzero(masks.T)
-    return FoundPatterns(at=at, direction=(2 * side - 1).astype(np.int8), patterns=masks[side, at])
+    n = len(candles)
+    # Column 0 short, column 1 long.
+    masks = np.zeros((n, 2), dtype=np.uint64)
+    if n:
+        strength = np.concatenate([function(open_, high, low, close) for function in FUNCTIONS])
+        found = np.flatnonzero(strength)
+        bit, row = np.divmod(found, n)
+        np.bitwise_or.at(masks, (row, (strength[found] > 0).view(np.int8)), BITS[bit])
+    at, side = np.nonzero(masks)
+    return FoundPatterns(at=at, direction=(2 * side - 1).astype(np.int8), patterns=masks[at, side])
 
 
 @lru_cache(maxsize=65_536)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ml.candles import Candles
 from ml.indicators import ta
 from ml.keys import REGIMES
-from ml.rolling import rolling_rank, rolling_std, rolling_sum, wilder_lookback
+from ml.rolling import rolling_mean_std, rolling_rank, wilder_lookback
 
 __all__ = ["LOOKBACK", "RegimeMeasures", "classify", "classify_measures", "measure"]
 
@@ -35,8 +35,7 @@ LOOKBACK = RANK_WINDOW + wilder_lookback(PERIOD)
 """Earlier candles that decide a regime; any array that holds them tells the same one."""
 
 
-@dataclass(frozen=True, slots=True)
-class RegimeMeasures:
+class RegimeMeasures(NamedTuple):
     """What regimes are told by. Every array has shape (n,); NaN while the history is too short."""
 
     atr: Floats
@@ -61,8 +60,8 @@ def measure(candles: Candles, last: int | None = None) -> RegimeMeasures:
     high, low, close = candles.high, candles.low, candles.close
     atr = ta.ATR(high, low, close, PERIOD)[n - ranked :]
     banded = close[max(n - ranked - BOLLINGER_WINDOW + 1, 0) :]
-    middle = rolling_sum(banded, BOLLINGER_WINDOW) / BOLLINGER_WINDOW
-    width = (4 * rolling_std(banded, BOLLINGER_WINDOW) / middle)[len(banded) - ranked :]
+    middle, std = rolling_mean_std(banded, BOLLINGER_WINDOW)
+    width = (4 * std / middle)[len(banded) - ranked :]
     smoothed = max(n - rows - ADX_LOOKBACK, 0)
     adx = ta.ADX(high[smoothed:], low[smoothed:], close[smoothed:], PERIOD)
     asked = slice(ranked - rows, None)

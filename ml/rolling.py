@@ -8,7 +8,7 @@ summed by itself in one order: a short array gives the same bits as a long one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 __all__ = [
     "ema_lookback",
+    "rolling_mean_std",
     "rolling_rank",
     "rolling_slope",
-    "rolling_std",
     "rolling_sum",
     "weighted_sum",
     "wilder_lookback",
@@ -43,41 +43,51 @@ def wilder_lookback(period: int) -> int:
     return ema_lookback(2 * period - 1)
 
 
-def rolling_sum(values: Floats, window: int) -> Floats:
-    """(n,) sum of the last ``window`` values; NaN for the first ``window - 1``."""
-    return weighted_sum(values, _ones(window))
-
-
-def weighted_sum(values: Floats, weights: Floats) -> Floats:
-    """(n,) sum of as many last values as weights, times those, the oldest first; NaN at the start."""
+def rolling_sum(values: Floats, window: int, last: int | None = None) -> Floats:
+    """(n,) sum of the last ``window`` values, NaN for the first ``window - 1``; or its ``last`` last rows."""
+    rows = len(values) if last is None else last
+    if rows < len(values):
+        values = values[max(len(values) - rows - window + 1, 0) :]
+    if rows == 1 and len(values) == window:
+        # What the rest does, without its preparations: they take a live row three times as long.
+        alone: Floats = np.add.accumulate(values)[-1:]
+        return alone
     result = np.empty(len(values))
-    result[: len(weights) - 1] = np.nan
-    if len(values) >= len(weights):
-        # One dot product a window: of one order, so of the same bits wherever the array begins.
-        result[len(weights) - 1 :] = np.correlate(values, weights)
+    result[: window - 1] = np.nan
+    for at, windows in _windows(values, window):
+        result[at] = _total(windows)
+    return result[len(values) - rows :]
+
+
+def weighted_sum(values: Floats, weights: Floats, last: int | None = None) -> Floats:
+    """``rolling_sum`` of as many last values as weights, times those, the oldest first."""
+    rows = len(values) if last is None else last
+    first = len(values) - rows - len(weights) + 1
+    if first >= 0:
+        # A dot product for each window by itself: of one order as well.
+        result: Floats = np.correlate(values[first:], weights)
+    else:
+        result = np.full(rows, np.nan)
+        if len(values) >= len(weights):
+            result[-first:] = np.correlate(values, weights)
     return result
 
 
-@cache
-def _ones(window: int) -> Floats:
-    return np.ones(window)
-
-
-def rolling_std(values: Floats, window: int) -> Floats:
-    """(n,) population standard deviation of the last ``window`` values, in two passes; NaN at the start."""
-
-    def spread(windows: Floats) -> Floats:
-        apart = windows - _total(windows) / window
+def rolling_mean_std(values: Floats, window: int) -> tuple[Floats, Floats]:
+    """(n,) mean and population standard deviation of the last ``window`` values; NaN at the start."""
+    mean, std = np.empty((2, len(values)))
+    mean[: window - 1] = std[: window - 1] = np.nan
+    for at, windows in _windows(values, window):
+        mean[at] = middle = _total(windows) / window
+        apart = windows - middle
         apart *= apart
-        deviation: Floats = np.sqrt(_total(apart) / window)
-        return deviation
-
-    return _of_windows(spread, values, window)
+        std[at] = np.sqrt(_total(apart) / window)
+    return mean, std
 
 
-def rolling_slope(values: Floats, window: int) -> Floats:
+def rolling_slope(values: Floats, window: int, last: int | None = None) -> Floats:
     """(n,) slope of the least-squares line through the last ``window`` values, a step; NaN at the start."""
-    return weighted_sum(values, _slope_weights(window))
+    return weighted_sum(values, _slope_weights(window), last)
 
 
 @cache
@@ -93,29 +103,23 @@ def rolling_rank(values: Floats, window: int) -> Floats:
     Exact: a count divided by ``window``, so from 0 to ``1 - 1 / window``, without interpolation; equal
     values count as not below. NaN where the window is incomplete or holds a NaN.
     """
-
-    def below(windows: Floats) -> Floats:
-        count: Floats = np.add.reduce(windows < windows[-1], axis=0, dtype=np.uint16) / window
-        return count
-
-    rank = _of_windows(below, values, window)
-    for hole in np.flatnonzero(np.isnan(values)).tolist():
+    rank = np.empty(len(values))
+    rank[: window - 1] = np.nan
+    for at, windows in _windows(values, window):
+        rank[at] = np.add.reduce(windows < windows[-1], axis=0, dtype=np.uint16) / window
+    for hole in np.isnan(values).nonzero()[0].tolist():
         rank[hole : hole + window] = np.nan
     return rank
 
 
-def _of_windows(measure: Callable[[Floats], Floats], values: Floats, window: int) -> Floats:
-    """(n,) ``measure`` of windows (window, rows), the oldest value first; NaN while they are incomplete."""
+def _windows(values: Floats, window: int) -> Iterator[tuple[slice, Floats]]:
+    """Rows that have a whole window, ``CHUNK`` at a time, and the windows: (window, rows), oldest first."""
     values = np.ascontiguousarray(values)
-    result = np.empty(len(values))
-    result[: window - 1].fill(np.nan)
     for start in range(window - 1, len(values), CHUNK):
         stop = min(start + CHUNK, len(values))
         # sliding_window_view takes thirty times as long to make the same view.
         shape, offset = (window, stop - start), (start - window + 1) * values.itemsize
-        windows = np.ndarray(shape, values.dtype, values, offset, values.strides * 2)
-        result[start:stop] = measure(windows)
-    return result
+        yield slice(start, stop), np.ndarray(shape, values.dtype, values, offset, values.strides * 2)
 
 
 def _total(terms: Floats) -> Floats:

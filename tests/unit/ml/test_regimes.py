@@ -9,7 +9,7 @@ import talib
 
 from ml.keys import REGIMES
 from ml.regimes import LOOKBACK, classify, classify_measures, measure
-from ml.rolling import rolling_rank, rolling_slope, rolling_std, rolling_sum
+from ml.rolling import rolling_mean_std, rolling_rank, rolling_slope, rolling_sum, weighted_sum
 from tests.real_candles import real_candles
 
 pytestmark = pytest.mark.training
@@ -93,13 +93,29 @@ def test_a_window_is_summed_in_one_order_however_many_there_are(rows: int) -> No
     in_order = [
         sum(values[end - 48 : end].tolist()) for end in range(len(values) - rows + 1, len(values) + 1)
     ]
-    for function, expected in (
-        (rolling_sum, np.array(in_order)),
-        (rolling_std, rolling_std(values, 48)[-rows:]),
-        (rolling_slope, rolling_slope(values, 48)[-rows:]),
-    ):
+    np.testing.assert_array_equal(rolling_sum(values, 48)[-rows:], np.array(in_order))
+    for function in (rolling_sum, rolling_slope, lambda *of: np.stack(rolling_mean_std(*of), axis=-1)):
+        expected = function(values, 48)[-rows:]
         for length in (rows + 47, rows + 100, len(values)):
             np.testing.assert_array_equal(function(values[-length:], 48)[-rows:], expected)
+
+
+@pytest.mark.parametrize("n", [0, 1, 4, 5, 6, 40])
+@pytest.mark.parametrize("last", [1, 2, 6, 40])
+def test_the_last_sums_alone_are_those_of_all(n: int, last: int) -> None:
+    values = np.random.default_rng(9).normal(1e4, 50, n)
+    weights = np.array([0.5, 0, -3, 1, 2])
+    expected = [
+        sum((weights * values[end - 5 : end]).tolist()) if end >= 5 else np.nan for end in range(1, n + 1)
+    ]
+    np.testing.assert_allclose(weighted_sum(values, weights), expected, rtol=1e-14)
+    rows = min(last, n)
+    for every, found in (
+        (weighted_sum(values, weights), weighted_sum(values, weights, rows)),
+        (rolling_sum(values, 5), rolling_sum(values, 5, rows)),
+        (rolling_slope(values, 5), rolling_slope(values, 5, rows)),
+    ):
+        np.testing.assert_array_equal(found, every[n - rows :])
 
 
 @pytest.mark.parametrize("n", [0, 1, 20, 600, 2000])
