@@ -11,7 +11,7 @@ from ml.dataset import build_rows, read_market
 from ml.features import FEATURES, WINDOW, market_features
 from ml.labels import triple_barrier
 from ml.noise import clean
-from ml.patterns import PATTERN_NAMES, detect
+from ml.patterns import PATTERN_NAMES, PATTERN_WINDOW, detect
 from ml.regimes import classify
 from ml.regimes import measure as measure_regimes
 
@@ -30,6 +30,7 @@ def measure(candles: Candles) -> list[Measurement]:
     found = detect(cleaned)
     atr = measure_regimes(cleaned).atr[found.at]
     raw_window, window = candles.slice(-WINDOW), cleaned.slice(-WINDOW)
+    newest = window.slice(-PATTERN_WINDOW)
     config = LabelConfig()
     signals = f"{len(found):,} signals"
     steps: list[tuple[str, Callable[[], object], float | None, str]] = [
@@ -53,6 +54,12 @@ def measure(candles: Candles) -> list[Measurement]:
     live: list[tuple[str, Callable[[], object], float | None, str]] = [
         ("noise filter, live window", lambda: clean(raw_window), 0.1, f"{len(window):,} candles"),
         ("features of one live window", lambda: read_market(window, 1), None, "with regime"),
+        (
+            "patterns of one candle",
+            lambda: detect(newest),
+            None,
+            f"{PATTERN_WINDOW} candles, {len(PATTERN_NAMES)} patterns",
+        ),
         ("features, 64 rows of a window", lambda: read_market(window, 64), None, "with regimes"),
     ]
     comparable = len(candles) >= STATED_CANDLES

@@ -333,6 +333,7 @@ FEATURES: tuple[Feature, ...] = (
 FEATURE_NAMES = tuple(feature.name for feature in FEATURES)
 WINDOWS = {feature.window for feature in FEATURES}
 LOOKBACKS = tuple(feature.lookback for feature in FEATURES)
+LONGEST_LOOKBACK = max(LOOKBACKS)
 SCALES, OFFSETS = (
     np.array([[getattr(feature, name)] for feature in FEATURES]) for name in ("scale", "offset")
 )
@@ -358,13 +359,14 @@ def market_features(candles: Candles, last: int | None = None) -> Floats:
     tails = {window: FeatureWindow(shared, candles, max(first - window, 0)) for window in WINDOWS}
     asked = slice(first - n, None)
     with np.errstate(divide="ignore", invalid="ignore"):
+        # Divided column by column: parts kept for one division of all would double the memory of a batch.
         for column, feature in zip(columns, FEATURES, strict=True):
             part, whole = feature.compute(tails[feature.window])
             np.divide(part[asked], whole, out=column)
     columns *= SCALES
     columns += OFFSETS
     columns[np.isinf(columns)] = np.nan
-    if first < max(LOOKBACKS):
+    if first < LONGEST_LOOKBACK:
         for column, lookback in zip(columns, LOOKBACKS, strict=True):
             column[: max(lookback - first, 0)] = np.nan
     return columns.T
