@@ -37,7 +37,7 @@ SIGNAL_FEATURE_NAMES = ("direction", "pattern_count", *(f"regime_{name}" for nam
 ROW_FEATURE_NAMES = (*FEATURE_NAMES, *SIGNAL_FEATURE_NAMES)
 """Columns of ``SignalRows.features``."""
 
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 """Raise it with any change to what a row holds that its features' names do not show: noise limits, regime
 rules, labels, a formula. Fits made of other rows are then not found any more."""
 
