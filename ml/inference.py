@@ -7,7 +7,7 @@ speak, it abstains with a code of ``ABSTAIN_REASONS`` and hands the pattern's ow
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -105,10 +105,16 @@ FindModel = Callable[[ModelKey], Served | str]
 """A key's champion, or the code of the reason why there is none."""
 
 
-def judge(predictor: Predictor, features: Rows) -> Judgement:
-    """What a model says of features (n, F); the same bits for a row alone as in a batch."""
+def judge(predictor: Predictor, features: Rows, margin: Floats | None = None) -> Judgement:
+    """What a model says of features (n, F); the same bits for a row alone as in a batch.
+
+    Args:
+        predictor: the model.
+        features: of n signals.
+        margin: (n,), what ``predictor.margin`` says of them, where that is known.
+    """
     model = predictor.model
-    confidence = predictor.confidence(features)
+    confidence = model.calibration.confidence(predictor.margin(features) if margin is None else margin)
     expected = model.return_bins.expected(confidence)
     return Judgement(
         confidence=confidence,
@@ -176,15 +182,11 @@ class _Verdict:
 
 def _judge_all(sightings: Sequence[Sighting], chosen: Sequence[Served | str]) -> list[_Verdict | None]:
     verdicts: list[_Verdict | None] = [None] * len(sightings)
-    groups: dict[int, list[int]] = {}
-    for index, model in enumerate(chosen):
-        if isinstance(model, Served):
-            groups.setdefault(id(model), []).append(index)
-    for group in groups.values():
+    margin = _margins(sightings, chosen)
+    for group in _groups(chosen, id):
         served = chosen[group[0]]
         assert isinstance(served, Served)
-        rows = [sightings[index].features for index in group]
-        found = judge(served.predictor, np.stack([row for row in rows if row is not None]))
+        found = judge(served.predictor, _table(sightings, group), margin[group])
         columns = (
             found.confidence.tolist(),
             found.expected_net_return_atr.tolist(),
@@ -194,6 +196,31 @@ def _judge_all(sightings: Sequence[Sighting], chosen: Sequence[Served | str]) ->
         for index, values in zip(group, zip(*columns, strict=True), strict=True):
             verdicts[index] = _Verdict(*values)
     return verdicts
+
+
+def _margins(sightings: Sequence[Sighting], chosen: Sequence[Served | str]) -> Floats:
+    """(n,) log-odds; NaN where no model speaks. Trees that models share are walked once for all of them."""
+    margin = np.full(len(sightings), np.nan)
+    for group in _groups(chosen, lambda served: id(served.predictor.booster)):
+        served = chosen[group[0]]
+        assert isinstance(served, Served)
+        margin[group] = served.predictor.margin(_table(sightings, group))
+    return margin
+
+
+def _groups(chosen: Sequence[Served | str], identity: Callable[[Served], int]) -> Iterable[list[int]]:
+    """Indices of the signals that models answer, those of one identity together."""
+    groups: dict[int, list[int]] = {}
+    for index, model in enumerate(chosen):
+        if isinstance(model, Served):
+            groups.setdefault(identity(model), []).append(index)
+    return groups.values()
+
+
+def _table(sightings: Sequence[Sighting], group: Sequence[int]) -> Rows:
+    """Features (n, F) of the signals of a group."""
+    rows = [sightings[index].features for index in group]
+    return np.stack([row for row in rows if row is not None])
 
 
 def _answer(

@@ -58,7 +58,7 @@ class Window:
 
     def see(self, requests: Sequence[SignalRequest], times: Sequence[datetime]) -> list[Sighting]:
         """What the market looked like at each request's signal, from candles up to it."""
-        rows = [self._row(time) for time in times]
+        rows = self._rows(times)
         masks = [
             self._patterns(row, request) if isinstance(row, int) else 0
             for row, request in zip(rows, requests, strict=True)
@@ -92,18 +92,16 @@ class Window:
         """Close of the newest candle, or None."""
         return to_datetime(self._close_time[-1]) if len(self.raw) else None
 
-    def _row(self, time: datetime) -> int | str:
-        """Row of the cleaned candle that closed at ``time``, or why there is none."""
-        moment = to_datetime64(time)
-        raw = int(np.searchsorted(self._close_time, moment))
-        if raw == len(self._close_time) or self._close_time[raw] != moment:
-            return "no_candle"
-        if raw < WINDOW - 1:
-            return "too_few_candles"
-        row = int(np.searchsorted(self._cleaned_close, moment))
-        if row == len(self._cleaned_close) or self._cleaned_close[row] != moment:
-            return "noisy_candle"
-        return row
+    def _rows(self, times: Sequence[datetime]) -> list[int | str]:
+        """For each time the row of the cleaned candle that closed then, or why there is none."""
+        moments = np.array([to_datetime64(time) for time in times])
+        raw, stored = _find(self._close_time, moments)
+        row, kept = _find(self._cleaned_close, moments)
+        found: list[int | str] = row.tolist()
+        for index in np.flatnonzero(~kept | (raw < WINDOW - 1)).tolist():
+            missing = "too_few_candles" if raw[index] < WINDOW - 1 else "noisy_candle"
+            found[index] = missing if stored[index] else "no_candle"
+        return found
 
     def _patterns(self, row: int, request: SignalRequest) -> int:
         """The request's patterns, or those of its candle in its direction; 0 where it has none."""
@@ -144,6 +142,16 @@ class Window:
             np.array([masks[index] for index in seen], dtype=np.uint64),
         )
         return dict(zip(seen, table, strict=True))
+
+
+def _find(
+    times: NDArray[np.datetime64], moments: NDArray[np.datetime64]
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """(n,) where each moment would stand in sorted ``times``, and (n,) whether it stands there."""
+    at = times.searchsorted(moments)
+    stands = at < len(times)
+    stands[stands] = times[at[stands]] == moments[stands]
+    return at, stands
 
 
 def unseen(request: SignalRequest, time: datetime, reason: str) -> Sighting:

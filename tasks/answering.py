@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -147,7 +148,8 @@ class Answering:
         stored: dict[tuple[str, str], list[int]] = {}
         for index, request in enumerate(requests):
             if request.features is not None:
-                sightings[index] = self._unless_stale(request, sighting_of_features(request), now)
+                oldest = self._oldest(request.interval, now)
+                sightings[index] = _unless_stale(request, sighting_of_features(request), oldest)
             elif request.candles is not None:
                 sightings[index] = self._see_inline(request, now)
             else:
@@ -164,9 +166,9 @@ class Answering:
         self, series: tuple[str, str], requests: Sequence[SignalRequest], now: datetime
     ) -> list[Sighting] | None:
         """None where nothing is stored of the series."""
-        due = newest_due(series[1], now)
+        due, oldest = newest_due(series[1], now), self._oldest(series[1], now)
         times = [request.time or due for request in requests]
-        fresh = [moment for moment in times if not self._stale(series[1], moment, now)]
+        fresh = [moment for moment in times if moment >= oldest]
         if not fresh:
             return [unseen(one, moment, "stale_signal") for one, moment in zip(requests, times, strict=True)]
         window = self.markets.window(*series, fresh, now=now)
@@ -178,22 +180,19 @@ class Answering:
         if newest is not None:
             times = [request.time or newest for request in requests]
         seen = window.see(requests, times)
-        return [self._unless_stale(*pair, now) for pair in zip(requests, seen, strict=True)]
+        return [_unless_stale(*pair, oldest) for pair in zip(requests, seen, strict=True)]
 
     def _see_inline(self, request: SignalRequest, now: datetime) -> Sighting:
         assert request.candles is not None
         candles = request.candles if request.time is None else request.candles.until(request.time)
         window = Window(candles)
         moment = request.time or window.newest_close() or now
-        return self._unless_stale(request, window.see([request], [moment])[0], now)
+        [sighting] = window.see([request], [moment])
+        return _unless_stale(request, sighting, self._oldest(request.interval, now))
 
-    def _unless_stale(self, request: SignalRequest, sighting: Sighting, now: datetime) -> Sighting:
-        if self._stale(request.interval, sighting.time, now):
-            return unseen(request, sighting.time, "stale_signal")
-        return sighting
-
-    def _stale(self, interval: str, moment: datetime, now: datetime) -> bool:
-        return now - moment > self._limits.max_signal_age_bars * interval_duration(interval)
+    def _oldest(self, interval: str, now: datetime) -> datetime:
+        """Close of the oldest candle whose signals are answered."""
+        return now - self._limits.max_signal_age_bars * interval_duration(interval)
 
     def _refuse_symbol(self, series: tuple[str, str], field: str) -> None:
         symbol, interval = series
@@ -236,9 +235,9 @@ class Answering:
         horizon_end = sighting.time + bars * interval_duration(request.interval)
         return {
             "id": str(one.prediction_id),
-            "signal_time": sighting.time.isoformat(),
+            "signal_time": _iso(sighting.time),
             "signal_id": request.signal_id,
-            "as_of": one.as_of.isoformat(),
+            "as_of": _iso(one.as_of),
             "symbol": request.symbol,
             "interval": request.interval,
             "regime": _regime(sighting) or ALL_REGIMES,
@@ -258,9 +257,15 @@ class Answering:
             "features": None if sighting.features is None else _base64(sighting.features),
             "entry_price": sighting.entry_price,
             "atr": sighting.atr,
-            "horizon_end": horizon_end.isoformat(),
+            "horizon_end": _iso(horizon_end),
             "metadata": _metadata(request, model),
         }
+
+
+def _unless_stale(request: SignalRequest, sighting: Sighting, oldest: datetime) -> Sighting:
+    if sighting.time < oldest:
+        return unseen(request, sighting.time, "stale_signal")
+    return sighting
 
 
 def _request_id(task_id: str, options: Mapping[str, object]) -> str:
@@ -293,7 +298,7 @@ def _answer_json(one: Answer) -> Json:
         "signal_id": request.signal_id,
         "symbol": request.symbol,
         "interval": request.interval,
-        "time": sighting.time.isoformat(),
+        "time": _iso(sighting.time),
         "direction": request.direction,
         "patterns": list(pattern_names(sighting.patterns)),
         "regime": _regime(sighting),
@@ -307,7 +312,7 @@ def _answer_json(one: Answer) -> Json:
         "model_version": None if served is None else served.version,
         "model_age_seconds": _age(one, served),
         "fallback": key is not None and key.regime == ALL_REGIMES,
-        "as_of": one.as_of.isoformat(),
+        "as_of": _iso(one.as_of),
     }
 
 
@@ -320,6 +325,12 @@ def _metadata(request: SignalRequest, model: Model | None) -> Json:
         if model.libraries != library_versions():
             kept["libraries"] = library_versions()  # those it was trained with are in its artifact
     return kept
+
+
+@lru_cache(maxsize=1024)
+def _iso(moment: datetime) -> str:
+    """As ISO 8601. Kept, for a request's signals share most of their times."""
+    return moment.isoformat()
 
 
 def _regime(sighting: Sighting) -> str | None:
