@@ -39,6 +39,8 @@ class _Entry:
     window: Window
     version: tuple[int, int]
     """Rows and revisions of the series when it was read."""
+    due: datetime
+    """Close of the newest candle that could have been read."""
     trusted_until: float
 
 
@@ -81,14 +83,14 @@ class MarketCache:
         series = (symbol, interval)
         with self._lock:
             entry = self._entries.get(series)
-            held = entry is not None and all(entry.window.covers(moment) for moment in times)
+            held = entry is not None and all(map(entry.window.covers, {min(times), max(times)}))
             if entry is not None and held and time.monotonic() < entry.trusted_until:
                 self._entries.move_to_end(series)
                 return entry.window
             if time.monotonic() < self._store_paused_until:
                 return entry.window if entry is not None else "store_unavailable"
             try:
-                fresh = self._refresh(series, entry if held else None, max(*times, now))
+                fresh = self._refresh(series, entry, max(*times, now), held=held)
             except StoreUnavailable as error:
                 log.warning("candles_not_read", symbol=symbol, interval=interval, error=str(error))
                 self._store_paused_until = time.monotonic() + STORE_PAUSE_SECONDS
@@ -106,20 +108,31 @@ class MarketCache:
         with self._transaction() as session:
             return [one.symbol for one in candles.series(session) if one.interval == interval]
 
-    def _refresh(self, series: tuple[str, str], held: _Entry | None, known_at: datetime) -> _Entry | None:
-        """The entry again if the series has not changed, else read anew; None where nothing is stored."""
+    def _refresh(
+        self, series: tuple[str, str], entry: _Entry | None, known_at: datetime, *, held: bool
+    ) -> _Entry | None:
+        """The entry again if reading it would change nothing, else read anew; None where nothing is stored.
+
+        Args:
+            series: symbol and interval.
+            entry: what is known of it.
+            known_at: candles that closed later are not read.
+            held: whether the candles asked for are in the entry. Those that are not may be too old for any
+                window, or not stored yet: while an exchange is away everybody asks for one that is not.
+        """
+        due = newest_due(series[1], known_at)
         with self._transaction() as session:
             stored = candles.find_series(session, *series)
             if stored is None:
                 return None
             version = (stored.rows, stored.revisions)
             trusted_until = time.monotonic() + self._check_seconds
-            if held is not None and held.version == version:
-                held.trusted_until = trusted_until
-                return held
+            if entry is not None and entry.version == version and (held or entry.due == due):
+                entry.trusted_until = trusted_until
+                return entry
             read = self._read(session, series, known_at)
         self.reads += 1
-        return _Entry(Window(read), version, trusted_until)
+        return _Entry(Window(read), version, due, trusted_until)
 
     def _read(self, session: Session, series: tuple[str, str], known_at: datetime) -> Candles:
         step = interval_duration(series[1])
