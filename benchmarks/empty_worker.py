@@ -38,7 +38,7 @@ def predict(
     self: Any, _signals: object, reply_to: str | None = None, request_id: str | None = None
 ) -> dict[str, Any] | None:
     """Reply with no answers: as the result, or on the list ``reply_to``."""
-    reply = {"id": request_id or self.request.id, "answers": []}
+    reply: dict[str, Any] = {"id": request_id or self.request.id, "answers": []}
     if reply_to is None:
         return reply
     with server.pipeline(transaction=False) as pipeline:
