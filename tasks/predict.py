@@ -58,7 +58,8 @@ class PredictTask(Task):
     ) -> None:
         """No caller shall wait for an answer that will not come."""
         log.error("prediction_failed", error=str(exc))
-        self.answering.fail(task_id, (kwargs or {}).get("reply_to"))
+        options = kwargs or {}
+        self.answering.fail(str(options.get("request_id") or task_id), options.get("reply_to"))
 
 
 @shared_task(base=PredictTask, bind=True, name="tasks.predict", max_retries=0)
