@@ -18,7 +18,7 @@ from ml.config import LabelConfig
 from ml.keys import interval_duration
 from ml.labels import round_trip_cost_atr, triple_barrier
 
-__all__ = ["GIVEN_UP_AFTER", "OpenSignal", "Resolution", "WhyUnresolved", "resolve"]
+__all__ = ["GIVEN_UP_AFTER", "OpenSignal", "Resolution", "WhyUnresolved", "live_until", "resolve"]
 
 GIVEN_UP_AFTER: Final = timedelta(days=30)
 """Candles that are not in so long after a horizon's end are not waited for any more."""
@@ -37,6 +37,9 @@ class OpenSignal:
     entry_price: float | None
     """Close of its candle as the answer knew it; None, and the stored one is taken."""
     atr: float | None
+    natr: float | None = None
+    """ATR / close by the features of the answer, which stands in for ``atr`` where a caller brought only
+    features; NaN is the same as None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +57,22 @@ class Resolution:
     stored close, so the answer was about candles of another market."""
     stored_close: float | None
     """Close of the signal's candle as it is stored now, where that is not the entry."""
+    derived_atr: float | None = None
+    """``natr`` * the stored close, where the barriers were that far away for want of a recorded ATR."""
 
 
-def resolve(candles: Candles, signal: OpenSignal, config: LabelConfig, *, now: datetime) -> Resolution | None:
+def live_until(signal_time: datetime, interval: str) -> datetime:
+    """The last moment at which an answer to a signal counts as given live: one candle after its close.
+
+    A later one may have seen part of the outcome. Which answers those are must not hang on the outcome:
+    "before it was known" would keep late answers to slow outcomes only, and slow ones are the misses.
+    """
+    return signal_time + interval_duration(interval)
+
+
+def resolve(
+    candles: Candles, signal: OpenSignal, config: LabelConfig, *, now: datetime, stored: bool = True
+) -> Resolution | None:
     """Label a signal by the candles that came after it; None while it is still open.
 
     It is open until every candle of its horizon could be in, even if it touched a barrier before: the
@@ -68,22 +84,30 @@ def resolve(candles: Candles, signal: OpenSignal, config: LabelConfig, *, now: d
         signal: whose horizon is past.
         config: barriers and costs of the model that answered.
         now: aware; no earlier than any candle's close.
+        stored: the series is stored at all; where it is not, nothing is waited for.
     """
-    if signal.atr is None or not 0 < signal.atr < math.inf:
+    if not (_is_range(signal.atr) or (signal.atr is None and _is_range(signal.natr))):
         return _without_label("no_atr")
     close_time = candles.close_time
     end = signal.signal_time + config.horizon_bars * interval_duration(candles.interval)
     if len(candles) == 0 or close_time[-1] < to_datetime64(end):
-        return _without_label("no_candle") if now > end + GIVEN_UP_AFTER else None
+        return None if stored and now <= end + GIVEN_UP_AFTER else _without_label("no_candle")
     row = int(np.searchsorted(close_time, to_datetime64(signal.signal_time)))
     if close_time[row] != to_datetime64(signal.signal_time):
         return _without_label("no_candle")
-    return _walk(candles.slice(row, row + config.horizon_bars + 1), signal, signal.atr, config)
+    return _walk(candles.slice(row, row + config.horizon_bars + 1), signal, config)
 
 
-def _walk(candles: Candles, signal: OpenSignal, atr: float, config: LabelConfig) -> Resolution:
+def _is_range(value: float | None) -> bool:
+    return value is not None and 0 < value < math.inf
+
+
+def _walk(candles: Candles, signal: OpenSignal, config: LabelConfig) -> Resolution:
     """The outcome on candles from the signal's own to the one that ends its horizon, or the next after it."""
     stored = float(candles.close[0])
+    derived_atr = None if signal.natr is None or signal.atr is not None else signal.natr * stored
+    atr = signal.atr if derived_atr is None else derived_atr
+    assert atr is not None
     entry = stored if signal.entry_price is None else signal.entry_price
     stored_close = None if stored == entry else stored
     if not abs(entry - stored) <= atr:
@@ -105,6 +129,7 @@ def _walk(candles: Candles, signal: OpenSignal, atr: float, config: LabelConfig)
         net_return_atr=float(outcome.gross_return_atr[0]) - round_trip_cost_atr(entry, atr, config),
         unresolved=None,
         stored_close=stored_close,
+        derived_atr=derived_atr,
     )
 
 

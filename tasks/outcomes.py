@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any, Final
 from uuid import UUID
 
+import numpy as np
 import structlog
 from celery import shared_task
 from sqlalchemy.orm import Session
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 from db import candles, evaluations, outcomes, predictions, registry
 from db.locks import lock
 from ml.config import LabelConfig, TrainingConfig
+from ml.dataset import ROW_FEATURE_NAMES
 from ml.evaluation import BLOCK_HORIZONS
 from ml.keys import ModelKey, interval_duration
 from ml.live_accuracy import LiveAccuracy
@@ -29,6 +31,7 @@ BATCH: Final = 1000
 SECONDS: Final = 20.0
 """After so long the rest is left to the next run."""
 SAMPLES: Final = 1000
+NATR: Final = ROW_FEATURE_NAMES.index("natr_14")
 
 log = structlog.get_logger(__name__)
 
@@ -181,12 +184,27 @@ def _resolutions(
 
 def _open_signal(row: predictions.Prediction) -> OpenSignal:
     return OpenSignal(
-        signal_time=row.signal_time, direction=row.direction, entry_price=row.entry_price, atr=row.atr
+        signal_time=row.signal_time,
+        direction=row.direction,
+        entry_price=row.entry_price,
+        atr=row.atr,
+        natr=_natr(row.features),
     )
 
 
+def _natr(features: bytes | None) -> float | None:
+    """ATR / close of the recorded features; None where there are none, or those of another version."""
+    if features is None or len(features) != 4 * len(ROW_FEATURE_NAMES):
+        return None
+    return float(np.frombuffer(features, "<f4")[NATR])
+
+
 def _outcome(row: predictions.Prediction, found: Resolution, now: datetime) -> predictions.Outcome:
-    notes = {"unresolved": found.unresolved, "stored_close": found.stored_close}
+    notes = {
+        "unresolved": found.unresolved,
+        "stored_close": found.stored_close,
+        "derived_atr": found.derived_atr,
+    }
     return predictions.Outcome(
         id=row.id,
         signal_time=row.signal_time,

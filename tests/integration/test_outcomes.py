@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,6 +20,7 @@ from ml.candles import to_datetime
 from ml.config import LabelConfig
 from ml.keys import ModelKey
 from ml.noise import clean
+from ml.rows import SignalRows
 from tasks import outcomes
 from tests.integration.answers import (
     HORIZON,
@@ -40,6 +42,8 @@ from tests.integration.db.rows import race
 from tests.processes import RunningProcess
 
 pytestmark = pytest.mark.inference
+
+NAN = float("nan")
 
 
 @pytest.fixture
@@ -286,6 +290,43 @@ def test_a_corrected_signal_candle_moves_no_entry_and_is_noted(system: System) -
     found = system.predictions()
     assert got(found) == expected(rows.take(np.array([row])), until=LATER)
     assert found[0].details == {"threshold": 0.55, "stored_close": close[at]}
+
+
+def test_an_answer_to_features_alone_is_held_to_barriers_of_their_own_range(system: System) -> None:
+    """Without an entry and an ATR in the record; natr_14 is ATR / close, as float32."""
+    rows = batch()
+    some = range(500, 700)
+    bare = {"entry_price": None, "atr": None, "metadata": {"threshold": 0.55, "source": "features"}}
+    system.store(traded())
+    system.add([record(rows, row, features=features(rows, row), **bare) for row in some])
+    system.add(
+        [
+            record(
+                rows, 700, features=features(rows, 700, natr_14=natr), id=str(uuid5(NAMES, f"{natr}")), **bare
+            )
+            for natr in (NAN, 0.0, -0.01)
+        ]
+    )
+
+    system.run(LATER)
+
+    found = system.predictions()
+    labels = expected(rows.take(np.arange(500, 700)), until=LATER)
+    assert [one[0::3] for one in got(found[:200])] == [one[0::3] for one in labels]
+    with_label = [index for index in range(200) if found[index].label is not None]
+    assert len(with_label) > 180
+    assert [found[index].details["derived_atr"] for index in with_label] == pytest.approx(
+        [rows.atr[500 + index] for index in with_label], rel=1e-6
+    )
+    assert [row.details.get("unresolved") for row in found[200:]] == ["no_atr"] * 3
+
+
+def features(rows: SignalRows, row: int, **changes: float) -> str:
+    """As recorded."""
+    values = rows.features[row].astype("<f4")
+    for name, value in changes.items():
+        values[rows.feature_names.index(name)] = value
+    return base64.b64encode(values.tobytes()).decode()
 
 
 def test_a_correction_counts_from_when_it_was_known(system: System) -> None:
