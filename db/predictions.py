@@ -230,7 +230,7 @@ def _line(position: int, record: Mapping[str, Any]) -> str:
         value = record[name]
         try:
             fields.append("\\N" if value is None else encode(value))
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise InputRejected(name, value, kind) from error
     return "\t".join(fields) + "\n"
 

@@ -57,9 +57,6 @@ BATCH_ENTRIES = 128
 DRAIN_SECONDS = 5.0
 SOCKET_SECONDS = 10.0
 
-REFUSED = (InputRejected, sa.exc.DataError, sa.exc.IntegrityError, psycopg2.DataError)
-"""The entry's own fault; anything else would meet the next entry, too."""
-
 log = structlog.get_logger(__name__)
 
 REPLY_PREFIX: Final = "alphaplus:reply:"
@@ -231,16 +228,33 @@ def _store(
         with transaction() as session:
             records = (record for entry in entries for record in entry.records())
             return predictions.write(session, records), []
-    except REFUSED:
+    except Exception as error:
+        if not _is_the_entrys(error):
+            raise
         rows, refused = 0, list[tuple[_Entry, Exception]]()
         with transaction() as session:
             for entry in entries:
                 try:
                     with session.begin_nested():
                         rows += predictions.write(session, entry.records())
-                except REFUSED as error:
+                except Exception as error:
+                    if not _is_the_entrys(error):
+                        raise
                     refused.append((entry, error))
         return rows, refused
+
+
+def _is_the_entrys(error: Exception) -> bool:
+    """Whether it is an entry's own fault; anything else would meet the next entry, too.
+
+    What a server does is told apart by its kind. Whatever else goes wrong does so in the reading of one
+    entry's values, and must not stop the drain for ever, of whatever kind it is.
+    """
+    if isinstance(error, sa.exc.SQLAlchemyError | psycopg2.Error):
+        # COPY goes past SQLAlchemy.
+        own = (sa.exc.DataError, sa.exc.IntegrityError, psycopg2.DataError, psycopg2.IntegrityError)
+        return isinstance(error, own)
+    return not isinstance(error, StoreUnavailable | StoreFull | MemoryError)
 
 
 def _acknowledge(
@@ -254,7 +268,7 @@ def _acknowledge(
             _remove(pipeline, stored)
             pipeline.execute()
     for entry, error in refused:
-        reason = str(getattr(error, "orig", None) or error).strip()[:ERROR_CHARACTERS]
+        reason = (str(getattr(error, "orig", None) or error).strip() or repr(error))[:ERROR_CHARACTERS]
         kept: dict[Any, Any] = {FIELD: entry.body, "entry": entry.id, "error": reason}
         with client.pipeline() as pipeline:
             pipeline.xadd(REJECTED, kept, maxlen=REJECTED_KEPT, approximate=False)

@@ -14,6 +14,7 @@ import redis
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from db import predictions
 from db.models import Prediction
 from db.session import create_engine, transaction
 from ml.errors import InputRejected
@@ -203,6 +204,7 @@ POISON: dict[str, tuple[Any, str]] = {
     "a column too many": ([record(label=1)], "label"),
     "no number": ([record(confidence="high")], "confidence"),
     "not a number": ([record(confidence=float("nan"))], "confidence"),
+    "a whole number too big for a float": ([record(latency_ms=10**400)], "latency_ms"),
     "no UUID": ([record(id="7")], "uuid"),
     "a zero byte": ([record(signal_id="a\x00")], "0x00"),
     "half a surrogate pair": ([record(signal_id="\ud800")], "signal_id"),
@@ -231,6 +233,21 @@ def test_a_bad_entry_is_set_aside_and_the_others_are_stored(
     assert fields[b"records"] == body.encode()
     assert reason in fields[b"error"].decode()
     assert store(client, engine) == Drained(entries=0, rows=0, rejected=0)
+
+
+def test_an_error_that_nobody_thought_of_sets_only_its_entry_aside(
+    client: redis.Redis, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strange(value: Any) -> str:
+        raise OSError
+
+    monkeypatch.setitem(predictions._ENCODERS, "signal_id", ("text", strange))
+    good = [[record(signal_id=None)]]
+    log_requests(client, [[record(signal_id="a")], *good])
+    assert store(client, engine) == Drained(entries=2, rows=1, rejected=1)
+    assert stored(engine) == ids(good)
+    rejected: Any = client.xrange(REJECTED)
+    assert [fields[b"error"] for _, fields in rejected] == [b"OSError()"]
 
 
 def test_an_entry_of_another_shape_is_set_aside(client: redis.Redis, engine: Engine) -> None:
