@@ -38,7 +38,7 @@ TRAIN_SHARE = 0.80039
 HORIZON_BARS = 12
 RUNS = 5
 LIVE_TREES = 400
-LIVE_TRAINED = 8_000
+LIVE_TRAINED = 4_000
 """Candles: enough for trees as deep as ours; how many there were does not change how long an answer takes."""
 LIVE_WARM_UP = 5
 POLL_SECONDS = 0.02
