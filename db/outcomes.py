@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,11 @@ from sqlalchemy.orm import Session
 from ml.candles import to_datetime64
 from ml.keys import ModelKey
 from ml.live_accuracy import ResolvedSignals
+from ml.outcomes import live_until
 
 __all__ = ["KeyOutcomes", "keys", "read"]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +40,10 @@ def keys(session: Session) -> list[ModelKey]:
 def read(session: Session, key: ModelKey, *, since: datetime, until: datetime) -> KeyOutcomes | None:
     """The key's signals of a span, each once, whose horizon ended by ``until`` and that are resolved.
 
-    Asked for again, a signal counts once, with its first answer (or, where there is none, its first
-    abstention): a caller who repeats himself would otherwise weigh more than the market. Answers of shadow
-    models do not count.
+    Asked for again, a signal counts once: with its first answer that has a label, else its first answer,
+    else its first abstention. A caller who repeats himself would otherwise weigh more than the market, and
+    one whose candles are another market's would take the signal's label away. Answers of shadow models do
+    not count, nor those given later than ``ml.outcomes.live_until``.
 
     Args:
         session: the caller's.
@@ -58,6 +62,7 @@ def read(session: Session, key: ModelKey, *, since: datetime, until: datetime) -
             "regime": key.regime,
             "since": since,
             "until": until,
+            "live": live_until(EPOCH, key.interval) - EPOCH,
         },
     ).all()
     if not rows:
@@ -109,5 +114,6 @@ _READ = sa.text("""
     WHERE symbol = :symbol AND interval = :interval AND regime = :regime
       AND signal_time >= :since AND signal_time < :until AND horizon_end <= :until
       AND resolved_at IS NOT NULL AND role = 'champion'
-    ORDER BY signal_time, direction, confidence IS NULL, as_of, id
+      AND (confidence IS NULL OR as_of <= signal_time + :live)
+    ORDER BY signal_time, direction, confidence IS NULL, label IS NULL, as_of, id
 """)

@@ -195,15 +195,26 @@ def test_an_outcome_that_lies_after_the_cut_is_not_known_whatever_its_row_says(
         {"symbol": "ETHUSDT"},
         {"interval": "4h"},
         {"answered_after": timedelta(days=2)},
+        {"answered_after": timedelta(hours=1, microseconds=1)},
     ],
-    ids=["abstention", "shadow", "another symbol", "another interval", "answered after the outcome"],
+    ids=["abstention", "shadow", "another symbol", "another interval", "after the outcome", "a candle late"],
 )
 def test_what_no_champion_answered_live_is_left_out(
     resources: Resources, fitted_rows: SignalRows, changes: dict[str, Any]
 ) -> None:
-    live(resources, fitted_rows.take(np.arange(3)), **changes)
+    slow = np.flatnonzero(fitted_rows.label_end - fitted_rows.close_time > np.timedelta64(4, "h"))
+    live(resources, fitted_rows.take(np.r_[:3, slow[:3]]), **changes)
 
     assert known(resources) == {}
+
+
+def test_an_answer_of_one_candle_after_the_close_is_live_however_quick_its_outcome(
+    resources: Resources, fitted_rows: SignalRows
+) -> None:
+    quick = np.flatnonzero(fitted_rows.label_end - fitted_rows.close_time == np.timedelta64(1, "h"))[:3]
+    live(resources, fitted_rows.take(quick), answered_after=timedelta(hours=1))
+
+    assert known(resources) == {signal(fitted_rows, int(at)): 0.9 for at in quick}
 
 
 def test_of_several_answers_to_one_signal_the_first_counts(

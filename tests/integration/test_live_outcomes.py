@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid5
 
 import numpy as np
@@ -13,7 +14,18 @@ from ml.candles import to_datetime
 from ml.keys import REGIMES, ModelKey
 from ml.live_accuracy import LiveAccuracy
 from tasks import outcomes
-from tests.integration.answers import HORIZON, LATER, NAMES, System, abstained, batch, record, traded
+from tests.integration.answers import (
+    HORIZON,
+    HOUR,
+    LATER,
+    MICROSECOND,
+    NAMES,
+    System,
+    abstained,
+    batch,
+    record,
+    traded,
+)
 
 pytestmark = pytest.mark.inference
 
@@ -77,7 +89,7 @@ def test_the_window_is_by_the_signals_time_and_their_horizons_end(system: System
 def test_a_signal_asked_for_again_counts_once_and_a_shadow_not_at_all(system: System) -> None:
     rows = batch()
     system.store(traded())
-    later = "2020-01-01T00:00:00Z"
+    later = (to_datetime(rows.close_time[700]) + HOUR).isoformat()
     again = [
         record(rows, 700, regime="trending", confidence=0.9, as_of=later, id=str(uuid5(NAMES, f"again {n}")))
         for n in range(5)
@@ -96,3 +108,52 @@ def test_a_signal_asked_for_again_counts_once_and_a_shadow_not_at_all(system: Sy
     assert (found.resolved, found.answered, found.abstained) == (2, 2, {})
     assert found.brier.value == pytest.approx(((confidence - label) ** 2).mean())
     assert len(system.resolved()) == 9
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [{"entry_price": 1.0}, {"atr": None, "entry_price": None}],
+    ids=["candles of another market", "without a range"],
+)
+def test_an_answer_without_an_outcome_takes_no_others_place(system: System, foreign: dict[str, Any]) -> None:
+    rows = batch()
+    time = to_datetime(rows.close_time[700])
+    system.store(traded())
+    first = record(rows, 700, regime="trending", confidence=0.9, id=str(uuid5(NAMES, "f")), **foreign)
+    own = record(rows, 700, regime="trending", confidence=0.6, as_of=(time + HOUR / 2).isoformat())
+    system.add([first, own])
+    system.run(LATER)
+
+    found = only(system)
+
+    assert (found.resolved, found.answered, found.unlabelled) == (1, 1, {})
+    assert found.brier.value == pytest.approx((0.6 - rows.label[700]) ** 2)
+
+
+def test_answers_given_later_than_a_candle_after_the_close_do_not_count_whatever_came_of_them(
+    system: System,
+) -> None:
+    rows = batch()
+    system.store(traded())
+    took = rows.label_end - rows.close_time
+    slow = [int(row) for row in np.flatnonzero(took > np.timedelta64(4, "h"))[100:104]]
+    for row, late in zip(slow, (timedelta(0), HOUR, HOUR + MICROSECOND, 3 * HOUR), strict=True):
+        as_of = (to_datetime(rows.close_time[row]) + late).isoformat()
+        system.add([record(rows, row, regime="trending", as_of=as_of)])
+    quick = int(np.flatnonzero(took == np.timedelta64(1, "h"))[100])
+    stale = (to_datetime(rows.close_time[quick]) + 5 * HOUR).isoformat()
+    system.add([abstained(rows, quick, regime="trending", as_of=stale, abstain_reason="stale_signal")])
+    system.run(LATER)
+
+    found = only(system)
+
+    confidence = np.array([record(rows, row)["confidence"] for row in slow[:2]])
+    assert (found.answered, found.abstained) == (2, {"stale_signal": 1})
+    assert found.brier.value == pytest.approx(((confidence - rows.label[slow[:2]]) ** 2).mean())
+
+
+def only(system: System) -> LiveAccuracy:
+    """Of the one key."""
+    with system.resources.transaction() as session:
+        ((_, found),) = outcomes.live_accuracy(session, since=datetime(2018, 12, 1, tzinfo=UTC), until=LATER)
+    return found
