@@ -36,6 +36,7 @@ __all__ = [
     "recent",
     "resolve",
     "resolved",
+    "unknown_columns",
     "write",
 ]
 
@@ -91,16 +92,18 @@ def write(session: Session, records: Iterable[Mapping[str, Any]]) -> int:
 
     Args:
         session: the caller's.
-        records: as they come out of JSON: every one of ``COLUMNS`` and nothing else; times are ISO-8601
-            texts with a zone, features base64; numbers are finite, None where there is none.
+        records: as they come out of JSON: of ``COLUMNS`` and nothing else; times are ISO-8601 texts with a
+            zone, features base64; numbers are finite. One that is left out is None, as a version before
+            this one does that does not know it.
 
     Returns:
         How many rows are new.
 
     Raises:
-        InputRejected: a record lacks a column, has one too many, or a value of another kind.
+        InputRejected: a record is no object, has a key too many, or a value of another kind.
         sqlalchemy.exc.DataError, psycopg2.DataError: a text that is no UUID or no time.
-        sqlalchemy.exc.IntegrityError: a value that the table refuses, or a model that does not exist.
+        sqlalchemy.exc.IntegrityError: a value that the table refuses, None where there must be one, or a
+            model that does not exist.
     """
     lines = "".join(_line(position, record) for position, record in enumerate(records))
     if not lines:
@@ -206,6 +209,11 @@ def resolved(
     return [ResolvedPrediction(**row) for row in session.execute(query).mappings()]
 
 
+def unknown_columns(record: Any) -> set[str]:
+    """Keys that this version knows no column for, as a newer version's record may have."""
+    return record.keys() - _ENCODERS.keys() if isinstance(record, Mapping) else set()
+
+
 def _stage(session: Session, lines: str) -> None:
     session.execute(_STAGING)
     session.execute(sa.text("TRUNCATE staged_predictions"))
@@ -222,12 +230,13 @@ def _changed(result: sa.Result[Any]) -> int:
 
 def _line(position: int, record: Mapping[str, Any]) -> str:
     """One row of COPY's text format: https://www.postgresql.org/docs/current/sql-copy.html."""
-    if not isinstance(record, Mapping) or record.keys() != _ENCODERS.keys():
-        wrong = sorted(set(record) ^ set(_ENCODERS)) if isinstance(record, Mapping) else record
-        raise InputRejected("record", wrong, "every column of ml_performance_tracking that an answer has")
+    if not isinstance(record, Mapping):
+        raise InputRejected("record", record, "an object, keyed by columns of ml_performance_tracking")
+    if unknown := unknown_columns(record):
+        raise InputRejected("record", sorted(unknown), "columns of ml_performance_tracking")
     fields = [str(position)]
     for name, (kind, encode) in _ENCODERS.items():
-        value = record[name]
+        value = record.get(name)
         try:
             fields.append("\\N" if value is None else encode(value))
         except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:

@@ -5,6 +5,9 @@ Lua script, so there is neither an answer without its record nor a wait for Post
 ``tasks.drain_predictions`` brings the records into the table. Redis gives an entry to one drain at a time and
 keeps it until that one has committed; an entry whose drain died goes to the next one, which may find its
 rows there already.
+
+Nothing is thrown away. What the table refuses waits in a second stream for a person; what a newer version
+wrote waits in the first one for a drain of that version.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import psycopg2
@@ -35,6 +38,7 @@ __all__ = [
     "STREAM",
     "Drained",
     "PredictionLog",
+    "bring_back",
     "check_reply_key",
     "drain",
     "drain_predictions",
@@ -45,8 +49,8 @@ GROUP: Final = "store"
 FIELD: Final = "records"
 """Of an entry: a JSON array of records, those of one request."""
 REJECTED: Final = "alphaplus:predictions:rejected"
-"""Entries that the table refuses, each with the error; a person looks."""
-REJECTED_KEPT = 1000
+"""Entries that the table refuses, each with the error; a person looks, and may ``bring_back`` them. They
+count against the limit of the log: a fault that has every record refused is told to the callers."""
 ERROR_CHARACTERS = 500
 
 TAKE_OVER_MS = 30_000
@@ -55,6 +59,7 @@ no harm: the entry is written twice, the second time without effect."""
 BATCH_ENTRIES = 128
 """Of at most 256 records each; what is in memory at once."""
 DRAIN_SECONDS = 5.0
+UPDATE: Final = "a newer version wrote them: update the maintenance workers too, and they are stored"
 SOCKET_SECONDS = 10.0
 
 log = structlog.get_logger(__name__)
@@ -63,7 +68,7 @@ REPLY_PREFIX: Final = "alphaplus:reply:"
 _REPLY_KEY = re.compile(re.escape(REPLY_PREFIX) + "[A-Za-z0-9-]{8,64}")
 
 _RECORD = """
-if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then
+if redis.call('XLEN', KEYS[1]) + redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[1]) then
     return 0
 end
 if redis.call('XLEN', KEYS[1]) == 0 then
@@ -71,9 +76,9 @@ if redis.call('XLEN', KEYS[1]) == 0 then
     redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[6], '0', 'MKSTREAM')
 end
 redis.call('XADD', KEYS[1], '*', ARGV[2], ARGV[3])
-if KEYS[2] then
-    redis.call('LPUSH', KEYS[2], ARGV[4])
-    redis.call('EXPIRE', KEYS[2], ARGV[5])
+if KEYS[3] then
+    redis.call('LPUSH', KEYS[3], ARGV[4])
+    redis.call('EXPIRE', KEYS[3], ARGV[5])
 end
 return 1
 """
@@ -113,15 +118,15 @@ class PredictionLog:
             reply_key: as ``check_reply_key`` accepts it; None pushes nothing.
             reply_json: the reply; unused without ``reply_key``.
             reply_seconds: how long the reply list is kept.
-            limit: no more requests than this wait in the stream.
+            limit: no more requests than this wait, the rejected ones included.
 
         Returns:
-            False if the stream is full: then nothing was logged and nothing pushed.
+            False if so many wait: then nothing was logged and nothing pushed.
 
         Raises:
             Busy: Redis has no memory left; nothing was logged and nothing pushed.
         """
-        keys = [STREAM] if reply_key is None else [STREAM, reply_key]
+        keys = [STREAM, REJECTED] if reply_key is None else [STREAM, REJECTED, reply_key]
         try:
             recorded = self._record(keys, [limit, FIELD, records_json, reply_json, reply_seconds, GROUP])
         except redis.exceptions.OutOfMemoryError as error:
@@ -138,6 +143,24 @@ class Drained:
     rows: int
     """New in the table."""
     rejected: int
+    left: int = 0
+    """Left on the stream, for they have columns that this version does not know."""
+
+    def plus(self, taken: int, done: _Stored) -> Drained:
+        """With one more batch, of ``taken`` entries."""
+        return Drained(
+            entries=self.entries + taken - len(done.left),
+            rows=self.rows + done.rows,
+            rejected=self.rejected + len(done.refused),
+            left=self.left + len(done.left),
+        )
+
+
+class _TooNew(Exception):
+    """An entry has columns that this version does not know."""
+
+    def __init__(self, columns: set[str]) -> None:
+        self.columns = columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,14 +169,27 @@ class _Entry:
     body: bytes
 
     def records(self) -> list[Any]:
-        """Raises InputRejected: it is not a JSON array."""
+        """Raises InputRejected: it is not a JSON array; _TooNew."""
         try:
             records = json.loads(self.body)
         except (ValueError, RecursionError) as error:
             raise InputRejected(FIELD, self.body.decode(errors="replace"), "JSON", str(error)) from error
         if not isinstance(records, list):
             raise InputRejected(FIELD, records, "an array of records")
+        if unknown := set[str]().union(*map(predictions.unknown_columns, records)):
+            raise _TooNew(unknown)
         return records
+
+
+@dataclass(slots=True)
+class _Stored:
+    """What became of a batch; the entries that are named nowhere are in the table."""
+
+    rows: int = 0
+    refused: list[tuple[_Entry, Exception]] = field(default_factory=list)
+    left: set[bytes] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)
+    """Columns of those that were left."""
 
 
 def drain(
@@ -167,7 +203,9 @@ def drain(
     """Move entries from the stream into the table until none is left or the time is over.
 
     An entry that cannot be stored goes to the stream ``REJECTED``, and the others of its batch are stored.
-    Any number of drains may run at once.
+    One with columns that this version does not know stays, and is offered to the drains again after
+    ``TAKE_OVER_MS``: in an update they run beside inference workers of the next version, and the last of
+    them is of that version. Any number of drains may run at once.
 
     Args:
         client: without ``decode_responses``.
@@ -180,18 +218,21 @@ def drain(
         StoreUnavailable: PostgreSQL does not answer. What was not committed stays in the stream.
     """
     deadline = time.monotonic() + seconds
-    entries = rows = rejected = 0
+    total, unknown = Drained(entries=0, rows=0, rejected=0), set[str]()
     if client.xlen(STREAM):
         with transaction() as session:
             session.connection()  # while PostgreSQL is away no entry is taken, to wait for its take-over
         _make_group(client)
         for found in _batches(client, consumer, batch):
-            new, refused = _store(transaction, found)
-            _acknowledge(client, found, refused)
-            entries, rows, rejected = entries + len(found), rows + new, rejected + len(refused)
+            done = _store(transaction, found)
+            _acknowledge(client, [entry for entry in found if entry.id not in done.left], done.refused)
+            total = total.plus(len(found), done)
+            unknown |= done.unknown
             if time.monotonic() > deadline:
                 break
-    return Drained(entries=entries, rows=rows, rejected=rejected)
+    if unknown:
+        log.error("prediction_records_too_new", entries=total.left, columns=sorted(unknown), hint=UPDATE)
+    return total
 
 
 def _make_group(client: redis.Redis) -> None:
@@ -220,28 +261,29 @@ def _entries(found: Any) -> list[_Entry]:
     return [_Entry(id=entry_id, body=fields.get(FIELD.encode(), b"")) for entry_id, fields in found]
 
 
-def _store(
-    transaction: Callable[[], AbstractContextManager[Session]], entries: Sequence[_Entry]
-) -> tuple[int, list[tuple[_Entry, Exception]]]:
-    """All in one go, or, where one is refused, each for itself. New rows, and the refused with the reason."""
+def _store(transaction: Callable[[], AbstractContextManager[Session]], entries: Sequence[_Entry]) -> _Stored:
+    """All in one go, or, where one is refused or too new, each for itself."""
     try:
         with transaction() as session:
             records = (record for entry in entries for record in entry.records())
-            return predictions.write(session, records), []
+            return _Stored(predictions.write(session, records))
     except Exception as error:
         if not _is_the_entrys(error):
             raise
-        rows, refused = 0, list[tuple[_Entry, Exception]]()
+        done = _Stored()
         with transaction() as session:
             for entry in entries:
                 try:
                     with session.begin_nested():
-                        rows += predictions.write(session, entry.records())
+                        done.rows += predictions.write(session, entry.records())
+                except _TooNew as error:
+                    done.left.add(entry.id)
+                    done.unknown |= error.columns
                 except Exception as error:
                     if not _is_the_entrys(error):
                         raise
-                    refused.append((entry, error))
-        return rows, refused
+                    done.refused.append((entry, error))
+        return done
 
 
 def _is_the_entrys(error: Exception) -> bool:
@@ -271,10 +313,37 @@ def _acknowledge(
         reason = (str(getattr(error, "orig", None) or error).strip() or repr(error))[:ERROR_CHARACTERS]
         kept: dict[Any, Any] = {FIELD: entry.body, "entry": entry.id, "error": reason}
         with client.pipeline() as pipeline:
-            pipeline.xadd(REJECTED, kept, maxlen=REJECTED_KEPT, approximate=False)
+            pipeline.xadd(REJECTED, kept)
             _remove(pipeline, [entry.id])
             pipeline.execute()
         log.error("prediction_records_rejected", entry=entry.id.decode(), error=reason, kept_in=REJECTED)
+
+
+def bring_back(client: redis.Redis) -> int:
+    """Put the rejected entries on the stream again, once what was wrong is mended; the oldest first.
+
+    A drain rejects what is still wrong again. Of two who do this at once one may bring an entry that the
+    other has brought: it is stored once.
+
+    Args:
+        client: without ``decode_responses``.
+
+    Returns:
+        How many.
+    """
+    brought = 0
+    newest: Any = client.xrevrange(REJECTED, count=1)  # what is rejected from now on is not brought again
+    while newest:
+        found: Any = client.xrange(REJECTED, max=newest[0][0], count=BATCH_ENTRIES)
+        if not found:
+            break
+        for entry_id, fields in found:
+            with client.pipeline() as pipeline:
+                pipeline.xadd(STREAM, {FIELD: fields.get(FIELD.encode(), b"")})
+                pipeline.xdel(REJECTED, entry_id)
+                pipeline.execute()
+        brought += len(found)
+    return brought
 
 
 def _remove(pipeline: redis.client.Pipeline, ids: Sequence[bytes]) -> None:
@@ -298,6 +367,6 @@ def drain_predictions(self: Task) -> dict[str, int]:
             # The records are safe in the stream; a dead letter every other second would only fill Redis.
             log.exception("operator_needed", error=str(error))
             raise StoreUnavailable(str(error)) from error
-    if drained.entries:
+    if drained.entries or drained.left:
         log.info("predictions_stored", **asdict(drained))
     return asdict(drained)
