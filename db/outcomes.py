@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ml.candles import to_datetime64
-from ml.keys import ModelKey
+from ml.keys import ModelKey, interval_duration
 from ml.live_accuracy import ResolvedSignals
 from ml.outcomes import live_until
 
@@ -76,10 +76,12 @@ def read(session: Session, key: ModelKey, *, since: datetime, until: datetime) -
             threshold=_floats(rows, "threshold"),
             pattern_confidence=_floats(rows, "pattern_confidence"),
             accepted=np.array([row.decision == "accept" for row in rows]),
+            answered_by=tuple(row.answered_by for row in rows),
             abstain_reason=tuple(row.abstain_reason for row in rows),
             unresolved=tuple(row.unresolved for row in rows),
         ),
-        horizon=max(row.horizon_end - row.signal_time for row in rows),
+        # Records come from outside the database: one without a horizon is taken for a candle's.
+        horizon=max(interval_duration(key.interval), *(row.horizon_end - row.signal_time for row in rows)),
         newest_model_id=max((row.answered_by for row in rows if row.answered_by is not None), default=None),
     )
 

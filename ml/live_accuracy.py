@@ -1,7 +1,8 @@
 """What became of the answers given: how often they were right, and what they were worth beside the patterns.
 
 The live counterpart of ``ml.evaluation``, by the same bootstrap and the same NaN rule: a metric that cannot
-be computed is None, and so are the bounds that the resamples cannot carry.
+be computed is None, and so are the bounds that the resamples cannot carry. Of few signals, or of signals that
+all came to the same, resamples are alike and promise a certainty that is none: such a metric has no bounds.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from numpy.typing import NDArray
 
 from ml.evaluation import MIN_BLOCKS, Estimate, block_multiplicities, estimate, ratio
 
-__all__ = ["CALIBRATION_BINS", "LiveAccuracy", "ResolvedSignals", "live_accuracy"]
+__all__ = ["CALIBRATION_BINS", "MIN_SIGNALS", "LiveAccuracy", "ResolvedSignals", "live_accuracy"]
 
 CALIBRATION_BINS = 10
+MIN_SIGNALS = 30
+"""Of those that a metric is a mean over: with fewer it has no bounds."""
+ALIKE = 1e-12
 NO_LABEL = "unknown"
 
 Floats = NDArray[np.float64]
@@ -42,6 +46,8 @@ class ResolvedSignals:
     """NaN where it was not known."""
     accepted: NDArray[np.bool_]
     """The decision was ``accept``: positive, and the expected net return over 0."""
+    answered_by: tuple[int | None, ...]
+    """Id of the model; None where it abstained."""
     abstain_reason: tuple[str | None, ...]
     unresolved: tuple[str | None, ...]
     """Why there is no label."""
@@ -78,6 +84,8 @@ class LiveAccuracy:
         The same three, had the signals been chosen by the patterns' own confidence: as many of them as the
         model called positive, the highest first, among the answered ones with a pattern confidence. Of equals
         at the cut each counts by its share, as the mean over every way to choose among them would.
+    ``accuracy_gained_over_pattern``, ``false_removed_over_pattern``
+        What the model adds: its figure less the pattern's, of the same compared signals in each resample.
 
     References:
         Brier, *Verification of forecasts expressed in terms of probability*, Mon. Weather Rev. 1950.
@@ -99,6 +107,9 @@ class LiveAccuracy:
     first_signal: str | None
     last_signal: str | None
     """Of the answered ones; ISO-8601, UTC."""
+    answered_by: dict[str, int]
+    """How many of the answered ones each model answered, by its id: a key is one market, whose signals the
+    model of its regime, that model's successors and the fallback answer."""
     positives: int
     accepted: int
     compared: int
@@ -114,13 +125,17 @@ class LiveAccuracy:
     pattern_accuracy_gained: Estimate
     pattern_false_signals_removed: Estimate
     pattern_hits_kept: Estimate
+    accuracy_gained_over_pattern: Estimate
+    false_removed_over_pattern: Estimate
     brier: Estimate
     pattern_brier: Estimate
     brier_skill_over_pattern: Estimate
     """1 - Brier score / the pattern confidence's, of the compared ones: over 0 knows more than they do."""
-    calibration_error: Estimate
+    calibration_error: float | None
     """Expected calibration error: |mean confidence - hit rate| of ``CALIBRATION_BINS`` equal bins of [0, 1],
-    each by its share of the signals. Never below 0, and over it by chance alone: few signals look worse."""
+    each by its share of the signals. Never below 0, and over it by chance alone: few signals look worse, and
+    resamples, which add chance to chance, worse still. So it has no bounds; the next figure has honest ones.
+    """
     calibration_in_the_large: Estimate
     """Mean confidence - hit rate: over 0 promised too much."""
     net_return_atr: Estimate
@@ -152,8 +167,10 @@ def live_accuracy(signals: ResolvedSignals, *, block: timedelta, samples: int, s
         seed: of the resampling; same input and seed, same result.
 
     Raises:
-        ValueError: signals out of order.
+        ValueError: signals out of order, or a block without length.
     """
+    if block <= timedelta(0):
+        raise ValueError(f"a block must be longer than nothing, not {block}")
     if (signals.signal_time[1:] < signals.signal_time[:-1]).any():
         raise ValueError("signals must be sorted by signal_time")
     labelled = ~np.isnan(signals.label)
@@ -169,10 +186,12 @@ def live_accuracy(signals: ResolvedSignals, *, block: timedelta, samples: int, s
         unlabelled=_count(signals.unresolved[row] for row in lost),
         first_signal=str(times[0]) if len(kept) else None,
         last_signal=str(times[-1]) if len(kept) else None,
+        answered_by=_count(str(signals.answered_by[row]) for row in kept),
         positives=int(judged.positive.sum()),
         accepted=int(signals.accepted[kept].sum()),
         compared=len(judged.compared),
         base_rate=float(signals.label[kept].mean()) if len(kept) else None,
+        calibration_error=judged.calibration_error,
         **_estimates(judged, times, block=block, samples=samples, seed=seed),
     )
 
@@ -191,11 +210,40 @@ def _estimates(
         judged.statistics(weights)
         for weights in block_multiplicities(times, block=block, samples=samples, seed=seed)
     ]
-    sure = bool(times[-1] - times[0] >= np.timedelta64(MIN_BLOCKS * block, "us"))
-    return {
-        name: estimate(value[0], np.concatenate([part[name] for part in parts]), sure=sure)
+    sure = judged.sure(times, block)
+    found = {
+        name: estimate(value[0], np.concatenate([part[name] for part in parts]), sure=sure[name])
         for name, value in point.items()
     }
+    return {name: _unless_alike(one) for name, one in found.items()}
+
+
+def _unless_alike(one: Estimate) -> Estimate:
+    """Without its bounds where no resample differs from another."""
+    alike = one.low is not None and one.high is not None and one.high - one.low <= ALIKE
+    return Estimate(one.value, None, None) if alike else one
+
+
+DENOMINATORS = {
+    "accuracy": "rows",
+    "precision": "positive",
+    "accuracy_gained": "positive",
+    "false_signals_removed": "miss",
+    "hits_kept": "label",
+    "pattern_accuracy_gained": "compared_positive",
+    "pattern_false_signals_removed": "compared_miss",
+    "pattern_hits_kept": "compared_label",
+    "accuracy_gained_over_pattern": "compared_positive",
+    "false_removed_over_pattern": "compared_miss",
+    "brier": "rows",
+    "pattern_brier": "compared",
+    "brier_skill_over_pattern": "compared",
+    "calibration_in_the_large": "rows",
+    "net_return_atr": "rows",
+    "net_return_positive_atr": "positive",
+    "net_return_accepted_atr": "accepted",
+}
+"""Which rows each metric is a mean over."""
 
 
 class _Judged:
@@ -227,13 +275,26 @@ class _Judged:
             "compared": compared.astype(np.float64),
             "compared_positive": compared * self.positive,
             "compared_label": compared * label,
+            "compared_miss": compared * (1 - label),
+            "compared_hit": compared * self.positive * label,
             "compared_brier": compared * brier,
             "pattern_brier": np.where(compared, (pattern - label) ** 2, 0.0),
         }
         self._names, self._table = tuple(columns), np.column_stack(list(columns.values()))
         inner_edges = np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
         bins = np.searchsorted(inner_edges, confidence, side="left")  # (0.1, 0.2] and so on
-        self._excess = (bins[:, None] == np.arange(CALIBRATION_BINS)) * (confidence - label)[:, None]
+        excess = np.bincount(bins, confidence - label, CALIBRATION_BINS)
+        self.calibration_error = float(np.abs(excess).sum() / len(kept)) if len(kept) else None
+
+    def sure(self, times: NDArray[np.datetime64], block: timedelta) -> dict[str, bool]:
+        """Whether each metric's own rows are enough for bounds: ``MIN_SIGNALS``, in ``MIN_BLOCKS`` blocks."""
+        at = (times - times[0]) // np.timedelta64(block, "us")
+        span = bool(times[-1] - times[0] >= np.timedelta64(MIN_BLOCKS * block, "us"))
+        enough = {}
+        for name in set(DENOMINATORS.values()):
+            held = self._table[:, self._names.index(name)] > 0
+            enough[name] = span and int(held.sum()) >= MIN_SIGNALS and len(np.unique(at[held])) >= MIN_BLOCKS
+        return {name: enough[column] for name, column in DENOMINATORS.items()}
 
     def statistics(self, weights: Floats) -> dict[str, Floats]:
         """Every metric of every resample, of shape (b,), from weights (b, n); NaN where there is none."""
@@ -251,7 +312,6 @@ class _Judged:
             "brier": brier,
             "pattern_brier": ratio(total["pattern_brier"], total["compared"]),
             "brier_skill_over_pattern": over_pattern,
-            "calibration_error": ratio(np.abs(weights @ self._excess).sum(axis=1), total["rows"]),
             "calibration_in_the_large": ratio(total["excess"], total["rows"]),
             "net_return_atr": ratio(total["net"], total["rows"]),
             "net_return_positive_atr": ratio(total["net_positive"], total["positive"]),
@@ -259,12 +319,16 @@ class _Judged:
         }
 
     def _pattern_at_the_same_coverage(self, weights: Floats, total: dict[str, Floats]) -> dict[str, Floats]:
-        rows, label, chosen = total["compared"], total["compared_label"], total["compared_positive"]
-        hits = self._order.hits_of_the_highest(weights, chosen)
+        label, miss, chosen = total["compared_label"], total["compared_miss"], total["compared_positive"]
+        hits, own = self._order.hits_of_the_highest(weights, chosen), total["compared_hit"]
+        base = ratio(label, total["compared"])
         return {
-            "pattern_accuracy_gained": ratio(ratio(hits, chosen), ratio(label, rows)) - 1,
-            "pattern_false_signals_removed": 1 - ratio(chosen - hits, rows - label),
+            "pattern_accuracy_gained": ratio(ratio(hits, chosen), base) - 1,
+            "pattern_false_signals_removed": 1 - ratio(chosen - hits, miss),
             "pattern_hits_kept": ratio(hits, label),
+            "accuracy_gained_over_pattern": ratio(ratio(own - hits, chosen), base),
+            # As many are chosen, so each hit more is a missed one fewer.
+            "false_removed_over_pattern": ratio(own - hits, miss),
         }
 
 

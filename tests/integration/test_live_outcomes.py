@@ -58,6 +58,8 @@ def test_live_accuracy_of_a_key_is_kept_with_the_newest_model_that_answered(syst
     assert (accuracy.resolved, accuracy.answered) == (400, len(labelled))
     assert accuracy.abstained == {"no_model": 20}
     assert accuracy.unlabelled == {"gap": 380 - len(labelled)} or len(labelled) == 380
+    of_first = int((labelled < chosen[300]).sum())
+    assert accuracy.answered_by == {str(first): of_first, str(second): len(labelled) - of_first}
     assert (kept.rows, kept.base_rate) == (len(labelled), label.mean())
     assert kept.precision == pytest.approx(precision_score(label, confidence >= 0.55))
     assert kept.recall == pytest.approx(recall_score(label, confidence >= 0.55))
@@ -150,6 +152,19 @@ def test_answers_given_later_than_a_candle_after_the_close_do_not_count_whatever
     confidence = np.array([record(rows, row)["confidence"] for row in slow[:2]])
     assert (found.answered, found.abstained) == (2, {"stale_signal": 1})
     assert found.brier.value == pytest.approx(((confidence - rows.label[slow[:2]]) ** 2).mean())
+
+
+def test_records_without_a_horizon_are_judged_in_blocks_of_candles(system: System) -> None:
+    """Blocks of no length would be as many as there are microseconds."""
+    rows = batch()
+    system.store(traded())
+    for row in (700, 900):
+        system.add(
+            [record(rows, row, regime="trending", horizon_end=to_datetime(rows.close_time[row]).isoformat())]
+        )
+    system.run(LATER)
+
+    assert only(system).answered == 2
 
 
 def only(system: System) -> LiveAccuracy:

@@ -39,6 +39,7 @@ def signals(
         "threshold": np.full(n, threshold),
         "pattern_confidence": np.broadcast_to(np.asarray(pattern, float), n),
         "accepted": confidence >= threshold,
+        "answered_by": tuple(None if np.isnan(value) else 7 for value in confidence),
         "abstain_reason": tuple("no_model" if np.isnan(value) else None for value in confidence),
         "unresolved": tuple("gap" if np.isnan(value) else None for value in label),
     }
@@ -87,17 +88,20 @@ def test_six_signals_by_hand() -> None:
         "pattern_accuracy_gained": (1 / 3) / (1 / 2) - 1,
         "pattern_false_signals_removed": 1 / 3,
         "pattern_hits_kept": 1 / 3,
+        "accuracy_gained_over_pattern": (2 / 3 - 1 / 3) / (1 / 2),
+        "false_removed_over_pattern": 1 / 3,
         "brier": (0.01 + 0.09 + 0.36 + 0.25 + 0.36 + 0.09) / 6,
         "pattern_brier": (0.25 + 0.04 + 0.49 + 0.36 + 0.36 + 0.09) / 6,
         "brier_skill_over_pattern": 1 - 1.16 / 1.59,
-        # no two share a bin
-        "calibration_error": (0.1 + 0.3 + 0.6 + 0.5 + 0.6 + 0.3) / 6,
         "calibration_in_the_large": 3.4 / 6 - 0.5,
         "net_return_atr": -1.8 / 6,
         "net_return_positive_atr": -0.6 / 3,
         "net_return_accepted_atr": -1.4 / 2,
     }
     assert {name: getattr(found, name).value for name in FIGURES} == pytest.approx(by_hand)
+    # no two share a bin
+    assert found.calibration_error == pytest.approx((0.1 + 0.3 + 0.6 + 0.5 + 0.6 + 0.3) / 6)
+    assert found.answered_by == {"7": 6}
 
 
 def test_figures_of_many_signals_are_scikit_learns() -> None:
@@ -117,10 +121,10 @@ def test_figures_of_many_signals_are_scikit_learns() -> None:
         "brier": brier,
         "pattern_brier": pattern_brier,
         "brier_skill_over_pattern": 1 - brier / pattern_brier,
-        "calibration_error": binned_error(given.confidence, label),
         "calibration_in_the_large": given.confidence.mean() - label.mean(),
     }
     assert {name: getattr(found, name).value for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert found.calibration_error == pytest.approx(binned_error(given.confidence, label), abs=1e-12)
 
 
 def binned_error(confidence: Floats, label: Floats) -> float:
@@ -189,7 +193,43 @@ def written_out(given: ResolvedSignals, times: NDArray[np.int_]) -> ResolvedSign
         for field in fields(given)
         if isinstance(getattr(given, field.name), np.ndarray)
     }
-    return replace(given, abstain_reason=(None,) * len(rows), unresolved=(None,) * len(rows), **columns)
+    nothing = (None,) * len(rows)
+    answered_by = tuple(given.answered_by[row] for row in rows)
+    return replace(given, answered_by=answered_by, abstain_reason=nothing, unresolved=nothing, **columns)
+
+
+def test_what_the_model_adds_is_the_difference_of_the_figures_of_the_same_signals() -> None:
+    whole = drawn(600)
+    unknown = np.where(np.arange(600) % 3 == 0, NAN, whole.pattern_confidence)
+
+    found = judged(replace(whole, pattern_confidence=unknown))
+
+    same = judged(written_out(whole, (np.arange(600) % 3 != 0).astype(int)))
+    own, pattern = same.accuracy_gained.value, same.pattern_accuracy_gained.value
+    assert own is not None
+    assert pattern is not None
+    assert found.accuracy_gained_over_pattern.value == pytest.approx(own - pattern)
+    removed, by_pattern = same.false_signals_removed.value, same.pattern_false_signals_removed.value
+    assert removed is not None
+    assert by_pattern is not None
+    assert found.false_removed_over_pattern.value == pytest.approx(removed - by_pattern)
+    assert found.accuracy_gained != same.accuracy_gained  # which is of them all
+
+
+def test_two_that_say_the_same_differ_by_nothing_in_every_resample() -> None:
+    """Each figure has wide bounds, their difference none to speak of: it is paired."""
+    plain = drawn(900)
+    top = plain.confidence >= np.quantile(plain.confidence, 0.6)
+    pattern = np.where(top, 0.7, 0.5)
+
+    found = judged(
+        replace(plain, threshold=np.full(900, plain.confidence[top].min()), pattern_confidence=pattern)
+    )
+
+    assert found.accuracy_gained == found.pattern_accuracy_gained
+    assert found.accuracy_gained.low is not None
+    assert found.accuracy_gained_over_pattern == Estimate(0.0, None, None)
+    assert found.false_removed_over_pattern == Estimate(0.0, None, None)
 
 
 def test_abstained_and_unlabelled_signals_change_counts_and_no_figure() -> None:
@@ -232,7 +272,7 @@ def test_signals_without_a_pattern_confidence_are_judged_but_not_compared() -> N
     assert (found.answered, found.compared) == (6, 4)
     assert found.brier.value == pytest.approx(brier_score_loss(label, confidence))
     against = [name for name in FIGURES if "pattern" in name]
-    assert len(against) == 5
+    assert len(against) == 7
     assert [getattr(found, name) for name in against] == [getattr(only, name) for name in against]
 
 
@@ -240,8 +280,8 @@ def test_saying_no_to_everything_removes_every_false_signal_and_keeps_no_hit() -
     found = judged(replace(drawn(600), threshold=np.full(600, 2.0), accepted=np.zeros(600, bool)))
 
     assert (found.positives, found.accepted) == (0, 0)
-    assert found.false_signals_removed == found.pattern_false_signals_removed == Estimate(1.0, 1.0, 1.0)
-    assert found.hits_kept == found.pattern_hits_kept == Estimate(0.0, 0.0, 0.0)
+    assert found.false_signals_removed == found.pattern_false_signals_removed == Estimate(1.0, None, None)
+    assert found.hits_kept == found.pattern_hits_kept == Estimate(0.0, None, None)
     for name in ("precision", "accuracy_gained", "pattern_accuracy_gained", "net_return_positive_atr"):
         assert getattr(found, name) == NOTHING, name
 
@@ -259,8 +299,17 @@ def test_a_coin_keeps_and_removes_by_its_coverage() -> None:
 @pytest.mark.parametrize(
     ("label", "missing"),
     [
-        (1.0, ["false_signals_removed", "pattern_false_signals_removed"]),
-        (0.0, ["accuracy_gained", "hits_kept", "pattern_accuracy_gained", "pattern_hits_kept"]),
+        (1.0, ["false_signals_removed", "pattern_false_signals_removed", "false_removed_over_pattern"]),
+        (
+            0.0,
+            [
+                "accuracy_gained",
+                "hits_kept",
+                "pattern_accuracy_gained",
+                "pattern_hits_kept",
+                "accuracy_gained_over_pattern",
+            ],
+        ),
     ],
     ids=["hits only", "misses only"],
 )
@@ -291,13 +340,81 @@ def test_a_span_of_fewer_than_ten_blocks_has_values_but_no_bounds(days: float, s
         assert (estimate.low is not None) is (estimate.high is not None) is sure, name
 
 
+@pytest.mark.parametrize("days", [90, 3000])
+@pytest.mark.parametrize("count", [3, 4, 5, 6, 29])
+def test_few_signals_of_a_long_span_have_no_bounds(count: int, days: int) -> None:
+    label = (np.arange(count) % 2).astype(float)
+    spread = np.datetime64("2019-01-01", "us") + np.linspace(0, days, count).astype("timedelta64[D]")
+
+    found = judged(signals(label, 0.4 + 0.3 * label, signal_time=spread))
+
+    assert {getattr(found, name).low for name in FIGURES} == {None}
+    assert found.precision.value == 1.0
+
+
+@pytest.mark.parametrize(("blocks", "sure"), [(9, False), (10, True)])
+def test_signals_of_fewer_than_ten_blocks_have_no_bounds_however_long_their_span(
+    blocks: int, sure: bool
+) -> None:
+    """Twenty signals each, in blocks of two days with one of silence after each."""
+    plain = drawn(20 * blocks)
+    index = np.arange(20 * blocks)
+    hours = (index // 20) * 2 * 48 + index % 20
+    apart = replace(plain, signal_time=plain.signal_time[0] + hours.astype("timedelta64[h]"))
+
+    assert (judged(apart).brier.low is not None) is sure
+
+
+def test_each_figure_needs_signals_enough_of_those_it_is_of() -> None:
+    """Of 600 signals 29 are positive; then one more is."""
+    plain = drawn(600)
+    order = np.argsort(np.random.default_rng(1).random(600))
+    for positives, sure in ((29, False), (30, True)):
+        confidence = np.where(np.isin(np.arange(600), order[:positives]), 0.9, 0.1)
+        found = judged(replace(plain, confidence=confidence, accepted=confidence > 0.5))
+
+        of_positives = {"precision", "accuracy_gained", "net_return_positive_atr", "net_return_accepted_atr"}
+        of_positives |= {"pattern_accuracy_gained", "accuracy_gained_over_pattern"}
+        for name in FIGURES:
+            assert (getattr(found, name).low is not None) is (sure or name not in of_positives), name
+
+
+def test_signals_that_all_came_to_the_same_promise_no_certainty() -> None:
+    found = judged(replace(drawn(600), label=np.ones(600), net_return_atr=np.full(600, 0.8)))
+
+    assert found.precision == Estimate(1.0, None, None)
+    assert (found.net_return_atr.low, found.net_return_atr.high) == (None, None)
+    assert found.accuracy.low is not None
+
+
+def test_calibration_error_is_a_number_without_bounds_that_chance_alone_makes() -> None:
+    """Of a model that is right its resamples would lie above it: 5th percentile over the value."""
+    draw = np.random.default_rng(3)
+    chance = draw.uniform(0.45, 0.7, 500)
+
+    found = judged(signals(draw.random(500) < chance, chance))
+
+    assert isinstance(found.calibration_error, float)
+    large = found.calibration_in_the_large
+    assert large.low is not None
+    assert large.high is not None
+    assert large.low < 0 < large.high
+
+
+@pytest.mark.parametrize("block", [timedelta(0), timedelta(hours=-1)])
+def test_a_block_without_length_is_refused(block: timedelta) -> None:
+    with pytest.raises(ValueError, match="block"):
+        live_accuracy(drawn(10), block=block, samples=10)
+
+
 @pytest.mark.parametrize("given", [signals([], []), signals([1, 0], [NAN, NAN]), signals([NAN], [0.6])])
 def test_with_no_outcome_of_an_answer_every_figure_is_empty(given: ResolvedSignals) -> None:
     found = judged(given)
 
     assert (found.resolved, found.answered, found.base_rate) == (len(given), 0, None)
     assert (found.first_signal, found.last_signal) == (None, None)
-    assert [getattr(found, name) for name in FIGURES] == [NOTHING] * 16
+    assert [getattr(found, name) for name in FIGURES] == [NOTHING] * 17
+    assert (found.calibration_error, found.answered_by) == (None, {})
 
 
 def test_signals_out_of_order_are_refused() -> None:

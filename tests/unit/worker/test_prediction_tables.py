@@ -207,6 +207,7 @@ def judged(count: int, *, days: int) -> LiveAccuracy:
         threshold=np.full(count, 0.5),
         pattern_confidence=np.full(count, 0.55),
         accepted=confidence > 0.55,
+        answered_by=(7,) * count,
         abstain_reason=(None,) * count,
         unresolved=(None,) * count,
     )
