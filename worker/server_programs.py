@@ -24,6 +24,8 @@ __all__ = ["HOST", "Access", "Postgres", "ServerProgram", "Valkey", "free_port",
 HOST = "127.0.0.1"
 ROLE = DATABASE = "alphaplus"
 VALKEY_DATABASES = 64
+VALKEY_MEMORY_BYTES = 512 << 20
+"""As docker-compose.yml gives its own."""
 INITDB_TIMEOUT_SECONDS = 120
 
 
@@ -222,7 +224,7 @@ class Postgres(ServerProgram):
 
 
 class Valkey(ServerProgram):
-    """Valkey with an append-only file synced every second; full memory refuses writes and drops nothing."""
+    """Valkey with an append-only file, written before each answer; full memory refuses writes, drops nothing."""
 
     name = "valkey"
     stop_steps = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
@@ -254,6 +256,8 @@ class Valkey(ServerProgram):
             # back while a sync is under way, and answers meanwhile: a kill in that moment loses them.
             "appendfsync": "no",
             "save": '""',
+            # Without a bound the records of answers could take all the machine's while PostgreSQL is away.
+            "maxmemory": VALKEY_MEMORY_BYTES,
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
         }

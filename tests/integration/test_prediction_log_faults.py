@@ -176,6 +176,16 @@ def test_a_connection_that_breaks_before_the_commit_loses_nothing(
 
 
 @contextlib.contextmanager
+def full_memory(client: redis.Redis) -> Iterator[None]:
+    before = client.config_get("maxmemory")
+    client.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        client.config_set("maxmemory", before["maxmemory"])
+
+
+@contextlib.contextmanager
 def stopped_postgres(servers: LocalServers) -> Iterator[None]:
     postgres = psutil.Process(servers.record.postgres.pid)
     postgres.send_signal(signal.SIGQUIT)
@@ -207,13 +217,10 @@ def test_an_append_only_file_brings_back_log_and_group(
 def test_full_memory_is_busy_and_writes_neither(own_client: redis.Redis) -> None:
     log = PredictionLog(own_client)
     assert log.record("[]", REPLY_KEY, "first", 60, LIMIT)
-    own_client.config_set("maxmemory", 1)
-    try:
+    with full_memory(own_client):
         with pytest.raises(Busy, match="memory"):
             log.record("[]", REPLY_KEY, "second", 60, LIMIT)
         assert (own_client.xlen(STREAM), own_client.llen(REPLY_KEY)) == (1, 1)
-    finally:
-        own_client.config_set("maxmemory", 0)
     assert log.record("[]", REPLY_KEY, "third", 60, LIMIT)
     assert (own_client.xlen(STREAM), own_client.llen(REPLY_KEY)) == (2, 2)
 
@@ -223,14 +230,11 @@ def test_what_is_stored_leaves_a_full_memory(own_servers: LocalServers, own_clie
     good, poison = [record()], "not JSON"
     log_requests(own_client, [good])
     assert PredictionLog(own_client).record(poison, None, "", 60, LIMIT)
-    own_client.config_set("maxmemory", 1)
-    try:
+    with full_memory(own_client):
         with pytest.raises(redis.exceptions.OutOfMemoryError):  # the bad one has no place to go to
             store(own_client, engine)
         assert set(ids([good])) <= set(stored(engine))
         assert waiting(own_client) == (1, 1)
-    finally:
-        own_client.config_set("maxmemory", 0)
     let_taken_entries_age(own_client)
     assert store(own_client, engine) == Drained(entries=1, rows=0, rejected=1)
     assert waiting(own_client) == (0, 0)

@@ -45,7 +45,12 @@ def test_what_is_kept_survives_power_loss_and_a_full_memory(data_dir: Path) -> N
         connection.close()
         assert settings == [("on",)] * 4
         with redis.Redis.from_url(servers.record.redis_url, decode_responses=True) as client:
-            wanted = {"appendonly": "yes", "appendfsync": "no", "maxmemory-policy": "noeviction"}
+            wanted = {
+                "appendonly": "yes",
+                "appendfsync": "no",
+                "maxmemory": str(512 << 20),
+                "maxmemory-policy": "noeviction",
+            }
             assert client.config_get(*wanted) == wanted
 
 
