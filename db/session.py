@@ -19,7 +19,14 @@ __all__ = ["create_engine", "transaction"]
 CONNECT_TIMEOUT_SECONDS = 5
 
 
-def create_engine(url: str, *, application_name: str, pooled: bool = True) -> sa.Engine:
+def create_engine(
+    url: str,
+    *,
+    application_name: str,
+    pooled: bool = True,
+    connect_seconds: int = CONNECT_TIMEOUT_SECONDS,
+    statement_seconds: float | None = None,
+) -> sa.Engine:
     """An engine that checks a pooled connection before it hands it out. Connects to nothing yet.
 
     Make it after the fork: two processes on one connection read each other's answers.
@@ -28,14 +35,20 @@ def create_engine(url: str, *, application_name: str, pooled: bool = True) -> sa
         url: ``postgresql://`` or ``postgresql+psycopg2://``.
         application_name: shown in ``pg_stat_activity``.
         pooled: False opens and closes a connection for each transaction, for short commands.
+        connect_seconds: how long a connection may take, 2 at least.
+        statement_seconds: how long a statement may take, and wait for a lock; None for ever.
     """
+    session_options = "-c timezone=UTC"
+    if statement_seconds is not None:
+        most = round(1000 * statement_seconds)
+        session_options += f" -c statement_timeout={most} -c lock_timeout={most}"
     options: dict[str, object] = {} if pooled else {"poolclass": NullPool}
     return sa.create_engine(
         sa.make_url(url).set(drivername="postgresql+psycopg2"),
         pool_pre_ping=True,
         connect_args={
             "application_name": application_name,
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "connect_timeout": connect_seconds,
             # A half-open connection would hang a worker; keepalives find it in about 25 s.
             "keepalives_idle": 10,
             "keepalives_interval": 5,
@@ -43,7 +56,7 @@ def create_engine(url: str, *, application_name: str, pooled: bool = True) -> sa
             # Keepalives wait while sent data is unacknowledged; this bounds that wait, too.
             "tcp_user_timeout": 25_000,  # ms
             # PostgreSQL may be set to local time; rows are compared and printed in UTC.
-            "options": "-c timezone=UTC",
+            "options": session_options,
         },
         **options,
     )

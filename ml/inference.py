@@ -145,20 +145,8 @@ def answer(
             models[key] = _choose(key, find_model)
         chosen.append(models[key])
     judged = _judge_all(sightings, chosen)
-    return [
-        _answer(
-            _prediction_id(request_id, index, request, sighting),
-            request,
-            sighting,
-            model,
-            verdict,
-            now,
-            limits,
-        )
-        for index, (request, sighting, model, verdict) in enumerate(
-            zip(requests, sightings, chosen, judged, strict=True)
-        )
-    ]
+    parts = zip(requests, sightings, chosen, judged, strict=True)
+    return [_answer((request_id, index), *part, now, limits) for index, part in enumerate(parts)]
 
 
 def _choose(key: ModelKey, find_model: FindModel) -> Served | str:
@@ -224,7 +212,7 @@ def _table(sightings: Sequence[Sighting], group: Sequence[int]) -> Rows:
 
 
 def _answer(
-    prediction_id: UUID,
+    place: tuple[str, int],
     request: SignalRequest,
     sighting: Sighting,
     model: Served | str,
@@ -234,7 +222,7 @@ def _answer(
 ) -> Answer:
     if isinstance(model, str) or verdict is None:
         return Answer(
-            prediction_id=prediction_id,
+            prediction_id=_prediction_id(place, request, sighting, None, str(model)),
             request=request,
             sighting=sighting,
             as_of=now,
@@ -252,7 +240,7 @@ def _answer(
     if own is None:
         own = confidence_from(known.pattern_hit_rates, sighting.patterns, request.direction)
     return Answer(
-        prediction_id=prediction_id,
+        prediction_id=_prediction_id(place, request, sighting, model.model_id, reason),
         request=request,
         sighting=sighting,
         as_of=now,
@@ -266,12 +254,21 @@ def _answer(
     )
 
 
-def _prediction_id(request_id: str, index: int, request: SignalRequest, sighting: Sighting) -> UUID:
-    """The same for the same request, so that one delivered twice is recorded once."""
-    market = b"" if request.candles is None else request.candles.close.tobytes()
-    market += b"" if request.features is None else request.features.tobytes()
+def _prediction_id(
+    place: tuple[str, int],
+    request: SignalRequest,
+    sighting: Sighting,
+    model_id: int | None,
+    reason: str | None,
+) -> UUID:
+    """The same for the same answer to the same request, so that one delivered twice is recorded once.
+
+    Where a request asked again is answered differently (another champion, a corrected candle, a database that
+    came back) its answer has another id, and a record of its own.
+    """
+    seen = b"" if sighting.features is None else sighting.features.tobytes()
     content = (
-        request_id, index, request.symbol, request.interval, sighting.time.isoformat(), request.direction,
-        request.patterns, request.confidence, request.signal_id, zlib.crc32(market),
+        *place, request.symbol, request.interval, sighting.time.isoformat(), request.direction,
+        sighting.patterns, request.confidence, request.signal_id, zlib.crc32(seen), model_id, reason,
     )  # fmt: skip
     return uuid5(_PREDICTION_IDS, repr(content))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -239,13 +240,14 @@ def _candles(value: object, interval: str, now: datetime) -> Candles | None:
         return None
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_CANDLES:
         raise CandlesRejected("candles", _kind(value), f"a list of 1 to {MAX_CANDLES} rows")
-    try:
-        table = np.array(value)
-    except (ValueError, OverflowError):  # rows of different lengths
-        table = np.empty(0)
-    if table.ndim != 2 or table.shape[1] != OHLCV_COLUMNS or table.dtype.kind not in "iuf":
+    # Looked at before NumPy does: of one long text among the numbers it would make gigabytes of text.
+    shaped = all(type(row) is list and len(row) == OHLCV_COLUMNS for row in value)
+    if not shaped or not set(map(type, chain.from_iterable(value))) <= {int, float}:
         raise _first_bad_row(value)
-    table = table.astype(np.float64, copy=False)
+    try:
+        table = np.array(value, dtype=np.float64)
+    except OverflowError:  # a whole number that no float holds
+        raise _first_bad_row(value) from None
     ms = table[:, 0]
     bad = ~((ms >= 0) & (ms < YEAR_9999_MS) & (np.floor(ms) == ms))
     if bad.any():

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import redis
+import structlog
 
 from ml.artifact import Model, library_versions
 from ml.config import TrainingConfig
@@ -27,7 +28,8 @@ from runtime.queues import INFERENCE
 from tasks.base import Resources
 from tasks.markets import MarketCache, newest_due
 from tasks.model_cache import ModelCache
-from tasks.prediction_log import PredictionLog, check_reply_key
+from tasks.patience import ImpatientStore
+from tasks.prediction_log import STREAM, PredictionLog, check_reply_key
 
 __all__ = ["Answering", "Handled"]
 
@@ -39,6 +41,8 @@ MEMORY_SHARE: Final = 0.95
 """Of Redis's memory; beyond it records and replies may soon be refused."""
 
 Json = dict[str, Any]
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,16 @@ class Answering:
             health_check_interval=10,
         )
         self._log = PredictionLog(self._redis)
+        store = ImpatientStore(
+            settings.required_database_url, most_pause_seconds=settings.champion_check_seconds
+        )
         self.models = ModelCache(
-            resources.transaction,
+            store.transaction,
             max_bytes=settings.model_cache_mib * 2**20,
             check_seconds=settings.champion_check_seconds,
         )
         self.markets = MarketCache(
-            resources.transaction,
+            store.transaction,
             check_seconds=settings.champion_check_seconds,
             max_signal_age_bars=settings.max_signal_age_bars,
         )
@@ -89,18 +96,20 @@ class Answering:
     def handle(self, task_id: str, args: Sequence[object], options: Mapping[str, object]) -> Handled:
         """Answer, record and reply. A rejected or shed request is neither computed nor recorded."""
         started = time.perf_counter()
+        request_id, reply_key = task_id, None
         try:
-            reply_key = None if options.get("reply_to") is None else check_reply_key(options["reply_to"])
+            reply_key = _reply_key(options)
             request_id = _request_id(task_id, options)
-        except InputRejected as error:
-            return Handled({"id": task_id, "error": error.as_json()}, pushed=False)
-        overload = self._busy()
-        if overload is not None:
-            return self._reply(reply_key, {"id": request_id, "busy": overload})
-        try:
+            overload = self._busy()
+            if overload is not None:
+                return self._shed(reply_key, request_id, overload)
             answers = self._answers(request_id, _signals(args, options))
         except InputRejected as error:
-            return self._reply(reply_key, {"id": request_id, "error": error.as_json()})
+            return self._refuse(reply_key, request_id, error)
+        except (MemoryError, RecursionError) as error:
+            # Celery would end the worker, and the request would end the next one.
+            kind = type(error).__name__
+            return self._refuse(reply_key, request_id, InputRejected("request", kind, "a smaller one"))
         reply = {"id": request_id, "answers": [_answer_json(one) for one in answers]}
         latency_ms = 1000 * (time.perf_counter() - started)
         records = [self._record_json(one, latency_ms) for one in answers]
@@ -116,14 +125,29 @@ class Answering:
                 settings.record_limit,
             )
         except Busy:
-            recorded = False
+            return self._shed(reply_key, request_id, {"reason": "memory", "value": None, "limit": None})
         if not recorded:
-            shed = {"reason": "records", "limit": settings.record_limit}
-            return self._reply(reply_key, {"id": request_id, "busy": shed})
+            waiting = self._redis.xlen(STREAM)
+            full = {"reason": "records", "value": waiting, "limit": settings.record_limit}
+            return self._shed(reply_key, request_id, full)
         return Handled(reply, pushed=reply_key is not None)
 
-    def fail(self, request_id: str, reply_to: object) -> None:
+    def _refuse(self, reply_key: str | None, request_id: str, error: InputRejected) -> Handled:
+        if reply_key is None:  # it may be that nobody waits for the task's result
+            log.warning("request_refused", request_id=request_id, **error.as_json())
+        return self._reply(reply_key, {"id": request_id, "error": error.as_json()})
+
+    def _shed(self, reply_key: str | None, request_id: str, overload: Json) -> Handled:
+        if reply_key is None:
+            log.warning("request_shed", request_id=request_id, **overload)
+        return self._reply(reply_key, {"id": request_id, "busy": overload})
+
+    def fail(self, task_id: str, options: Mapping[str, object]) -> None:
         """Tell the caller at once that the worker has failed: the log says at what."""
+        try:
+            reply_key, request_id = _reply_key(options), _request_id(task_id, options)
+        except InputRejected:
+            return
         error = {
             "type": "WorkerFailed",
             "field": "request",
@@ -131,8 +155,8 @@ class Answering:
             "limit": "see the inference worker's log",
         }
         try:
-            self._reply(check_reply_key(reply_to), {"id": request_id, "error": error})
-        except (InputRejected, redis.exceptions.RedisError):
+            self._reply(reply_key, {"id": request_id, "error": error})
+        except redis.exceptions.RedisError:
             return  # the caller's timeout speaks
 
     def _answers(self, request_id: str, signals: object) -> list[Answer]:
@@ -268,6 +292,14 @@ def _unless_stale(request: SignalRequest, sighting: Sighting, oldest: datetime) 
     return sighting
 
 
+def _reply_key(options: Mapping[str, object]) -> str | None:
+    """Where the reply goes; None: it is the task's result. Raises InputRejected."""
+    given = options.get("reply_to")
+    if given is None:
+        return None
+    return check_reply_key(given if isinstance(given, str) else type(given).__name__)
+
+
 def _request_id(task_id: str, options: Mapping[str, object]) -> str:
     """The caller's own, under which it may ask again: a worker that met an expired task takes no other of
     the same task id."""
@@ -275,7 +307,8 @@ def _request_id(task_id: str, options: Mapping[str, object]) -> str:
     if given is None:
         return task_id
     if not isinstance(given, str) or not _REQUEST_ID.fullmatch(given):
-        raise InputRejected("request_id", str(given)[:40], "1 to 100 of A-Z, a-z, 0-9 and -")
+        shown = given[:40] if isinstance(given, str) else type(given).__name__
+        raise InputRejected("request_id", shown, "1 to 100 of A-Z, a-z, 0-9 and -")
     return given
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-import structlog
 from sqlalchemy.orm import Session
 
 from db import candles
@@ -28,10 +27,7 @@ SPARE_CANDLES: Final = 128
 """Read beyond ``WINDOW``, so that a few missing candles leave enough, and a few new ones find room."""
 MAX_SERIES: Final = 1024
 """In memory at once: some 150 kB each."""
-STORE_PAUSE_SECONDS: Final = 1.0
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -71,14 +67,14 @@ class MarketCache:
         self._rows = WINDOW + SPARE_CANDLES + math.ceil(max_signal_age_bars)
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
         self._lock = threading.RLock()
-        self._store_paused_until = 0.0
         self.reads = 0
 
     def window(self, symbol: str, interval: str, times: Sequence[datetime], *, now: datetime) -> Window | str:
         """The window that holds the candles which closed at ``times``, as far as they are stored.
 
         Returns:
-            The window, or ``unknown_series`` where nothing is stored of it, or ``store_unavailable``.
+            The window, or ``unknown_series`` where nothing is stored of it, or ``store_unavailable`` where
+            the window in memory does not hold all of them and the database cannot be asked.
         """
         series = (symbol, interval)
         with self._lock:
@@ -87,14 +83,10 @@ class MarketCache:
             if entry is not None and held and time.monotonic() < entry.trusted_until:
                 self._entries.move_to_end(series)
                 return entry.window
-            if time.monotonic() < self._store_paused_until:
-                return entry.window if entry is not None else "store_unavailable"
             try:
-                fresh = self._refresh(series, entry, max(*times, now), held=held)
-            except StoreUnavailable as error:
-                log.warning("candles_not_read", symbol=symbol, interval=interval, error=str(error))
-                self._store_paused_until = time.monotonic() + STORE_PAUSE_SECONDS
-                return entry.window if entry is not None else "store_unavailable"
+                fresh = self._refresh(series, entry, now, held=held)
+            except StoreUnavailable:
+                return entry.window if entry is not None and held else "store_unavailable"
             if fresh is None:
                 return "unknown_series"
             self._entries[series] = fresh

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelCache"]
 
-STORE_PAUSE_SECONDS: Final = 1.0
-"""After a failed look at the database the next one waits so long: a connection that hangs costs seconds."""
-NO_MODEL_BYTES: Final = 512
-"""Counted for a key without a champion, so that made-up symbols cannot fill the memory either."""
+MAX_ABSENT: Final = 4096
+"""Keys without a champion that are remembered: made-up symbols push only each other out."""
+RETRY_SECONDS: Final = 0.2
+"""How long an entry is trusted that could not be looked up; the store itself knows when to be asked again."""
 
 log = structlog.get_logger(__name__)
 
@@ -70,38 +70,40 @@ class ModelCache:
         self._transaction = transaction
         self._max_bytes = max_bytes
         self._check_seconds = check_seconds
-        self._entries: OrderedDict[ModelKey, _Entry] = OrderedDict()
+        self._models: OrderedDict[ModelKey, _Entry] = OrderedDict()
+        self._absent: OrderedDict[ModelKey, _Entry] = OrderedDict()
         self._lock = threading.RLock()
         self.loads = 0
         self.evictions = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._models)
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the models held; trees that several share count once."""
+        """Memory of the models held, an estimate; trees that several share count once."""
         with self._lock:
-            models = [entry.served for entry in self._entries.values() if entry.served is not None]
-            trees = {one.predictor.model.booster_sha256: one.predictor.booster_bytes for one in models}
-            own = sum(one.predictor.model_bytes for one in models)
-            return own + sum(trees.values()) + NO_MODEL_BYTES * len(self._entries)
+            predictors = [served.predictor for served in self._held()]
+            trees = {one.model.booster_sha256: one.booster_bytes for one in predictors}
+            return sum(one.model_bytes for one in predictors) + sum(trees.values())
 
     def find(self, key: ModelKey) -> Served | str:
         """The key's champion; or the code of ``ml.inference.ABSTAIN_REASONS`` that says why there is none."""
         with self._lock:
-            entry = self._entries.get(key)
+            entry = self._models.get(key) or self._absent.get(key)
             if entry is None or time.monotonic() >= entry.trusted_until:
                 entry = self._look(key, entry)
-            self._entries[key] = entry
-            self._entries.move_to_end(key)
+                self._remember(key, entry)
+            elif entry.served is not None:
+                self._models.move_to_end(key)
             return entry.found
 
     def forget(self, key: ModelKey) -> None:
         """Trust what is known of this key no longer: its champion has changed."""
         with self._lock:
-            if key in self._entries:
-                self._entries[key].trusted_until = 0.0
+            entry = self._models.get(key) or self._absent.get(key)
+            if entry is not None:
+                entry.trusted_until = 0.0
 
     def _look(self, key: ModelKey, before: _Entry | None) -> _Entry:
         """Ask the registry; load only what is not here yet."""
@@ -111,38 +113,46 @@ class ModelCache:
             with self._transaction() as session:
                 row = registry.champion(session, key)
                 if row is None:
-                    return self._keep(_Entry(None, "no_model", trusted_until))
+                    return _Entry(None, "no_model", trusted_until)
                 if good is not None and good.model_id == row.id:
                     return _Entry(good, "", trusted_until)
                 predictor = load(session, row, find_booster=self._find_booster)
         except StoreUnavailable as error:
             log.warning("champion_not_looked_up", model_key=str(key), error=str(error), last_good=bool(good))
-            return _Entry(good, "store_unavailable", time.monotonic() + STORE_PAUSE_SECONDS)
+            # A key that had no champion is answered by its fallback meanwhile, as before.
+            had_none = before is not None and before.reason == "no_model"
+            reason = "no_model" if had_none else "store_unavailable"
+            return _Entry(good, reason, time.monotonic() + RETRY_SECONDS)
         except ArtifactCorrupt as error:
             log.exception("artifact_corrupt", model_key=str(key), error=str(error), last_good=bool(good))
             return _Entry(good, "artifact_corrupt", trusted_until)
         if predictor.model.feature_names != ROW_FEATURE_NAMES:
-            log.error("model_mismatch", model_key=str(key), version=row.version)
+            log.error("model_mismatch", model_key=str(key), version=row.version, last_good=bool(good))
             return _Entry(good, "model_mismatch", trusted_until)
         self.loads += 1
-        log.info("champion_loaded", model_key=str(key), version=row.version, models=len(self._entries))
-        return self._keep(
-            _Entry(Served(model_id=row.id, version=row.version, predictor=predictor), "", trusted_until)
-        )
+        log.info("champion_loaded", model_key=str(key), version=row.version, models=len(self._models))
+        return _Entry(Served(model_id=row.id, version=row.version, predictor=predictor), "", trusted_until)
+
+    def _remember(self, key: ModelKey, entry: _Entry) -> None:
+        """Keep the entry as the most recently used of its kind, and let the others make room."""
+        self._models.pop(key, None)
+        self._absent.pop(key, None)
+        if entry.served is None:
+            self._absent[key] = entry
+            if len(self._absent) > MAX_ABSENT:
+                self._absent.popitem(last=False)
+            return
+        self._models[key] = entry
+        while len(self._models) > 1 and self.size_bytes > self._max_bytes:
+            self._models.popitem(last=False)
+            self.evictions += 1
+
+    def _held(self) -> list[Served]:
+        return [entry.served for entry in self._models.values() if entry.served is not None]
 
     def _find_booster(self, sha256: str) -> Booster | None:
         """Trees that a model in memory has already: keys of one interval share them."""
-        for entry in self._entries.values():
-            if entry.served is not None and entry.served.predictor.model.booster_sha256 == sha256:
-                return entry.served.predictor.booster
+        for served in self._held():
+            if served.predictor.model.booster_sha256 == sha256:
+                return served.predictor.booster
         return None
-
-    def _keep(self, entry: _Entry) -> _Entry:
-        """Make room for one more: the least recently used go first."""
-        room = NO_MODEL_BYTES
-        if entry.served is not None:
-            room += entry.served.predictor.model_bytes + entry.served.predictor.booster_bytes
-        while self._entries and self.size_bytes + room > self._max_bytes:
-            self._entries.popitem(last=False)
-            self.evictions += 1
-        return entry

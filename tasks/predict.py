@@ -45,8 +45,14 @@ class PredictTask(Task):
         if self._answering is not None:
             self.answering.models.forget(key)
 
-    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The body takes any arguments, and says what is wrong with them."""
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Run the body, which takes any arguments and says what is wrong with them.
+
+        No retry and no dead letter: nobody waits for either, and each would keep the request's candles.
+        """
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(task=self.name, task_id=self.request.id)
+        return self.run(*args, **kwargs)
 
     def on_failure(
         self,
@@ -57,13 +63,12 @@ class PredictTask(Task):
         einfo: object,  # noqa: ARG002
     ) -> None:
         """No caller shall wait for an answer that will not come."""
-        log.error("prediction_failed", error=str(exc))
-        options = kwargs or {}
-        self.answering.fail(str(options.get("request_id") or task_id), options.get("reply_to"))
+        log.error("prediction_failed", task_id=task_id, error=str(exc))
+        self.answering.fail(task_id, kwargs or {})
 
 
 @shared_task(base=PredictTask, bind=True, name="tasks.predict", max_retries=0)
-def predict(self: PredictTask, *args: object, **options: object) -> dict[str, Any] | None:
+def predict(self: PredictTask, /, *args: object, **options: object) -> dict[str, Any] | None:
     """Answer a signal or a list of them: ``args = [signals]``, ``options`` may hold ``reply_to``.
 
     Bad input comes back as a value, ``error``; too much work as ``busy``; neither is recorded.

@@ -49,7 +49,7 @@ class Caller:
         self.app.close()
         self.redis.close()
 
-    def send(self, *args: object, **options: object) -> str:
+    def send(self, /, *args: object, **options: object) -> str:
         """Send ``tasks.predict`` with these arguments, whatever they are; returns the request's id."""
         sent = self.app.send_task(
             "tasks.predict",
@@ -68,7 +68,7 @@ class Caller:
         assert isinstance(reply, dict)
         return reply
 
-    def ask(self, *args: object, **options: object) -> dict[str, Any]:
+    def ask(self, /, *args: object, **options: object) -> dict[str, Any]:
         """One request, and its reply."""
         request_id = self.send(*args, **options)
         reply = self.receive()

@@ -86,6 +86,7 @@ def _configuration() -> dict[str, Any]:
         "result_extended": True,
         "result_expires": 3600,
         "result_failure_expires": 86400,
+        "worker_consumer": "worker.consumer:Consumer",
         "worker_prefetch_multiplier": 1,
         "worker_eta_task_limit": 1000,
         "worker_hijack_root_logger": False,
@@ -158,11 +159,12 @@ def _import_the_learning(sender: Any, **_: object) -> None:
         # Two lines a request, each as long to write as the answer takes to compute.
         for name in ("celery.worker.strategy", "celery.app.trace"):
             logging.getLogger(name).setLevel(logging.WARNING)
+    # Everybody hears the broadcast; who has no model in memory has nothing to forget.
+    importlib.import_module("worker.control")
     if INFERENCE in queues:
         if TRAINING not in queues:
             # Trees are read on every core otherwise, and threads are left beside a worker that needs none.
             os.environ.setdefault("OMP_NUM_THREADS", "1")
-        importlib.import_module("worker.control")
         importlib.import_module("tasks.answering")
         importlib.import_module("xgboost")
 

@@ -1,4 +1,4 @@
-"""What inference workers are told by Celery's control broadcast. Imported by them only."""
+"""What workers are told by Celery's control broadcast. Imported by them only."""
 
 from __future__ import annotations
 

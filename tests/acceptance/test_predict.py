@@ -256,7 +256,7 @@ def test_a_full_record_stream_is_answered_busy(
     worker_process("inference", "--pool=solo", env=trained_env | {"ALPHAPLUS_RECORD_LIMIT": "3"})
     replies = [caller.ask(SIGNAL) for _ in range(5)]
     assert ["answers" in reply for reply in replies] == [True, True, True, False, False]
-    assert replies[4]["busy"] == {"reason": "records", "limit": 3}
+    assert replies[4]["busy"] == {"reason": "records", "value": 3, "limit": 3}
     assert caller.redis.xlen(STREAM) == 3
 
 
