@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import structlog
 from celery import shared_task
 from sqlalchemy.orm import Session
 
-from db import artifacts, audit, candles, registry
+from db import candles
 from ml.candles import Candles, to_datetime
-from ml.errors import ArtifactCorrupt
-from ml.keys import ALL_REGIMES, check_symbol, interval_duration
+from ml.keys import check_symbol, interval_duration
 from tasks.base import Task
 
-if TYPE_CHECKING:
-    from ml.patterns import PatternSignal
-
-__all__ = ["Detection", "detect_signals", "find_signals", "read_signals"]
+__all__ = ["DetectedSignal", "Detection", "detect_signals", "find_signals", "read_signals"]
 
 Reason = Literal["no_candle", "stale_signal", "noisy_candle", "no_pattern"]
 """Why a candle gives no signal, in the words of an answer's abstain reasons."""
@@ -34,6 +29,16 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DetectedSignal:
+    """The patterns of one candle that say the same. How often they hit is the model's to say that answers."""
+
+    direction: int
+    """+1 long, -1 short."""
+    patterns: tuple[str, ...]
+    """TA-Lib's names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Detection:
     """What the newest candle of a series holds. Exactly one of ``signals`` and ``reason`` is there."""
 
@@ -41,13 +46,11 @@ class Detection:
     interval: str
     close_time: datetime | None = None
     """Of the newest candle known; aware, UTC; None where there is none."""
-    signals: tuple[PatternSignal, ...] = ()
+    signals: tuple[DetectedSignal, ...] = ()
     """At most one short and one long."""
     reason: Reason | None = None
     noise: str | None = None
     """With ``noisy_candle``: a key of ``ml.noise.REASONS``."""
-    rated: bool = False
-    """Whether the signals' confidence is a model's hit rate of their patterns; else it says nothing."""
 
     @property
     def request_id(self) -> str:
@@ -55,21 +58,25 @@ class Detection:
         return str(uuid.uuid5(REQUESTS, f"{self.symbol}/{self.interval}/{self.close_time}"))
 
     def messages(self) -> list[dict[str, Any]]:
-        """The signals as ``tasks.predict`` takes them."""
+        """The signals as ``tasks.predict`` takes them.
+
+        Nothing in them depends on the models: a prediction's id is made of all that its signal holds, and a
+        promotion between two runs must not record it twice.
+        """
         return [self._message(signal) for signal in self.signals]
 
-    def _message(self, signal: PatternSignal) -> dict[str, Any]:
+    def _message(self, signal: DetectedSignal) -> dict[str, Any]:
+        assert self.close_time is not None
         side = "long" if signal.direction > 0 else "short"
-        close = signal.time.astimezone(UTC)
-        message: dict[str, Any] = {
-            "id": f"{signal.symbol}/{signal.interval}/{close:%Y-%m-%dT%H:%MZ}/{side}",
-            "symbol": signal.symbol,
-            "interval": signal.interval,
+        close = self.close_time.astimezone(UTC)
+        return {
+            "id": f"{self.symbol}/{self.interval}/{close:%Y-%m-%dT%H:%MZ}/{side}",
+            "symbol": self.symbol,
+            "interval": self.interval,
             "time": close.isoformat(),
             "direction": signal.direction,
             "patterns": list(signal.patterns),
         }
-        return message | {"confidence": signal.confidence} if self.rated else message
 
 
 @shared_task(base=Task, bind=True, name="tasks.detect_signals", ignore_result=True)
@@ -129,18 +136,10 @@ def read_signals(
     # Of a replay the database holds what is still to come, of a series that stopped nothing near to now.
     start = min(stored.last_open, now) - WINDOW * step
     known = candles.read(session, symbol, interval, known_at=now, start=start)
-    rates = _hit_rates(session, symbol, interval)
-    return find_signals(known, symbol=symbol, now=now, max_age_bars=max_age_bars, rates=rates)
+    return find_signals(known, symbol=symbol, now=now, max_age_bars=max_age_bars)
 
 
-def find_signals(
-    known: Candles,
-    *,
-    symbol: str,
-    now: datetime,
-    max_age_bars: float,
-    rates: Mapping[str, float] | None = None,
-) -> Detection:
+def find_signals(known: Candles, *, symbol: str, now: datetime, max_age_bars: float) -> Detection:
     """Find the signals of the newest candle.
 
     Args:
@@ -148,9 +147,7 @@ def find_signals(
         symbol: as in ``ml.keys``.
         now: aware.
         max_age_bars: a candle that closed longer ago, counted in candles, gives none.
-        rates: a model's pattern hit rates, for the signals' own confidence.
     """
-    from ml.confidence import BASE_RATE, newest_signals
     from ml.noise import clean
 
     if not len(known):
@@ -163,30 +160,17 @@ def find_signals(
     newest_open = to_datetime(known.open_time[-1])
     if cleaned.dropped and cleaned.dropped[-1].open_time == newest_open:
         return replace(found, reason="noisy_candle", noise=cleaned.dropped[-1].reason)
-    signals = newest_signals(cleaned.candles, symbol=symbol, rates=rates or {BASE_RATE: 0.5})
-    if not signals:
-        return replace(found, reason="no_pattern")
-    return replace(found, signals=signals, rated=rates is not None)
+    signals = _newest(cleaned.candles)
+    return replace(found, signals=signals) if signals else replace(found, reason="no_pattern")
 
 
-def _hit_rates(session: Session, symbol: str, interval: str) -> Mapping[str, float] | None:
-    """How often the symbol's patterns have hit: of its fallback model, else of any of its champions."""
-    champions = registry.models(session, symbol=symbol, state="champion")
-    mine = [row for row in champions if row.interval == interval]
-    for row in sorted(mine, key=lambda row: (row.regime != ALL_REGIMES, row.regime)):
-        try:
-            return _hit_rates_of(session, row)
-        except ArtifactCorrupt as error:
-            # The worker that answers says so to the operator; the signal only goes without a confidence.
-            log.warning("hit_rates_not_read", model_key=str(row.key), error=str(error))
-    return None
+def _newest(candles: Candles) -> tuple[DetectedSignal, ...]:
+    """Of the last candle; patterns compare with some 20 candles before."""
+    from ml.patterns import detect, pattern_names
 
-
-def _hit_rates_of(session: Session, row: registry.ModelRow) -> Mapping[str, float]:
-    """Raises ArtifactCorrupt."""
-    from ml.artifact import from_bytes
-
-    sha256 = row.artifact_sha256
-    if not audit.names_artifact(session, subject=str(row.key), model_id=row.id, sha256=sha256):
-        raise ArtifactCorrupt(f"{row.key}, version {row.version}: the audit log names no {sha256} for it")
-    return from_bytes(artifacts.get(session, sha256)).pattern_hit_rates
+    found = detect(candles)
+    newest = found.at == len(candles) - 1
+    pairs = zip(found.direction[newest].tolist(), found.patterns[newest].tolist(), strict=True)
+    return tuple(
+        DetectedSignal(direction=direction, patterns=pattern_names(mask)) for direction, mask in pairs
+    )

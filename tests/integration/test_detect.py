@@ -20,16 +20,12 @@ from sqlalchemy.engine import Engine
 import tasks.candles
 import tasks.detect  # noqa: F401 - its task becomes known
 from db import candles as store
-from db import registry
-from db.models import Artifact
 from db.session import transaction
-from ml.artifact import from_bytes
 from ml.candles import Candles, to_datetime
-from ml.confidence import confidence_from
 from ml.errors import KeyRejected
 from ml.keys import ModelKey
 from ml.noise import clean
-from ml.patterns import detect, pattern_mask, pattern_names
+from ml.patterns import detect, pattern_names
 from runtime.queues import QUEUES, ROUTES
 from runtime.settings import Settings
 from tasks.base import Resources
@@ -215,32 +211,16 @@ def test_nothing_is_sent_where_no_pattern_fired_or_the_candle_is_old(
     assert sent(redis_url, "inference") == []
 
 
-def test_confidence_is_the_hit_rate_of_the_fallback_model_then_of_another_champion(
-    engine: Engine, resources: Resources, bitcoin: Candles
+def test_promotion_between_two_runs_changes_nothing_of_the_request(
+    app: Celery, redis_url: str, resources: Resources, bitcoin: Candles
 ) -> None:
-    cut = datetime(2019, 9, 1, tzinfo=UTC)
-    assert not read(engine, NOW).rated
-    keys = [ModelKey("BTCUSDT", "1h", regime) for regime in ("trending", "all")]
-    for index, key in enumerate(keys):
-        train(resources, key, cut - index * 5_000 * HOUR)
-    with transaction(engine) as session:
-        rows = [row for key in keys if (row := registry.champion(session, key)) is not None]
-        bodies = {row.regime: session.get_one(Artifact, row.artifact_sha256).body for row in rows}
-    rates = {regime: from_bytes(body).pattern_hit_rates for regime, body in bodies.items()}
-
-    [signal] = read(engine, NOW).signals
-    mask = pattern_mask(signal.patterns)
-    assert rates["all"] != rates["trending"]
-    assert signal.confidence == confidence_from(rates["all"], mask, signal.direction)
-    [message] = read(engine, NOW).messages()
-    assert message["confidence"] == signal.confidence
-
-    with transaction(engine) as session:  # its bytes are lost: another champion's rates do as well
-        session.execute(
-            sa.update(Artifact).where(Artifact.sha256 == rows[1].artifact_sha256).values(body=b"x", size=1)
-        )
-    [signal] = read(engine, NOW).signals
-    assert signal.confidence == confidence_from(rates["trending"], mask, signal.direction)
+    run(app, "tasks.detect_signals", "BTCUSDT")
+    for index, regime in enumerate(("trending", "all")):
+        train(resources, ModelKey("BTCUSDT", "1h", regime), NOW.replace(hour=0) - index * 5_000 * HOUR)
+        run(app, "tasks.detect_signals", "BTCUSDT")
+    # A prediction's id is made of its request's id and all that its signal holds.
+    first, *others = [message["body"] for message in sent(redis_url, "inference")]
+    assert others == [first, first]
 
 
 @pytest.fixture

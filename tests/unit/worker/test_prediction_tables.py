@@ -17,8 +17,8 @@ from ml.evaluation import Estimate
 from ml.inference import ABSTAIN_REASONS
 from ml.keys import ModelKey
 from ml.live_accuracy import LiveAccuracy, ResolvedSignals, live_accuracy
-from ml.patterns import PATTERN_NAMES, PatternSignal
-from tasks.detect import Detection
+from ml.patterns import PATTERN_NAMES
+from tasks.detect import DetectedSignal, Detection
 from worker.prediction_tables import (
     ADVICE,
     abstention_text,
@@ -260,11 +260,9 @@ def test_widest_tables_fit_100_columns() -> None:
 
 
 def test_detector_names_its_signals_for_their_candle_and_side() -> None:
-    signal = PatternSignal(
-        symbol="BTCUSDT", interval="1h", time=CLOSE, patterns=("CDLDOJI",), direction=-1, confidence=0.5
-    )
-    found = Detection(symbol="BTCUSDT", interval="1h", close_time=CLOSE, signals=(signal,), rated=True)
+    signal = DetectedSignal(direction=-1, patterns=("CDLDOJI",))
+    found = Detection(symbol="BTCUSDT", interval="1h", close_time=CLOSE, signals=(signal,))
     [message] = found.messages()
-    assert (message["id"], message["confidence"]) == ("BTCUSDT/1h/2019-10-01T01:00Z/short", 0.5)
+    assert (message["id"], message["direction"]) == ("BTCUSDT/1h/2019-10-01T01:00Z/short", -1)
     assert found.request_id == replace(found, signals=()).request_id
     assert found.request_id != replace(found, close_time=CLOSE + timedelta(hours=1)).request_id
