@@ -224,7 +224,7 @@ class Postgres(ServerProgram):
 
 
 class Valkey(ServerProgram):
-    """Valkey with an append-only file, written before each answer; full memory refuses writes, drops nothing."""
+    """Valkey; its append-only file is written before each answer, a full memory refuses and drops nothing."""
 
     name = "valkey"
     stop_steps = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))

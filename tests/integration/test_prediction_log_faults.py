@@ -177,12 +177,12 @@ def test_a_connection_that_breaks_before_the_commit_loses_nothing(
 
 @contextlib.contextmanager
 def full_memory(client: redis.Redis) -> Iterator[None]:
-    before = client.config_get("maxmemory")
+    before = client.config_get("maxmemory")["maxmemory"] or 0
     client.config_set("maxmemory", 1)
     try:
         yield
     finally:
-        client.config_set("maxmemory", before["maxmemory"])
+        client.config_set("maxmemory", before)
 
 
 @contextlib.contextmanager
