@@ -62,8 +62,8 @@ BEAT_SCHEDULE: Final[dict[str, dict[str, Any]]] = {
     },
     "sync-candles": {
         "task": "tasks.sync_all_candles",
-        "schedule": crontab(minute=1),
-        "options": {"queue": MAINTENANCE, "expires": 3_600},
+        "schedule": crontab(),  # each minute it sends only for the series whose next candle has closed
+        "options": {"queue": MAINTENANCE, "expires": 60},
     },
     # Predictions: answers from Redis into PostgreSQL, and what became of them.
     "drain-predictions": {

@@ -27,8 +27,10 @@ HISTORY: Final = timedelta(days=2 * 365)
 """How far back a series begins of which nothing is stored, where the caller does not say."""
 OVERLAP_CANDLES: Final = 3
 """Stored candles that are read again at each sync: an exchange may still correct its newest."""
-MESSAGE_EXPIRES_SECONDS: Final = 3600
-"""By then the next hour's fan-out has come."""
+SYNC_EXPIRES_SECONDS: Final = 60
+"""By then the next minute's fan-out has come, and has sent again what is still missing."""
+DETECT_EXPIRES_SECONDS: Final = 3600
+"""Nobody sends it again; what is stale by then the detector leaves."""
 
 log = structlog.get_logger(__name__)
 
@@ -100,15 +102,17 @@ def sync_candles(self: Task, symbol: str, interval: str | None = None) -> dict[s
     # A run that failed or was killed after its commit leaves nothing new to the next one.
     again = self.request.retries or (self.request.delivery_info or {}).get("redelivered")
     if done.inserted or again:
-        self.app.send_task("tasks.detect_signals", args=[symbol, interval], expires=MESSAGE_EXPIRES_SECONDS)
+        self.app.send_task("tasks.detect_signals", args=[symbol, interval], expires=DETECT_EXPIRES_SECONDS)
     return done.as_json()
 
 
 @shared_task(base=Task, bind=True, name="tasks.sync_all_candles")
 def sync_all_candles(self: Task) -> list[str]:
-    """Send ``tasks.sync_candles`` for each symbol of the settings: one's trouble is not another's.
+    """Send ``tasks.sync_candles`` for each symbol of the settings whose next candle must have closed.
 
-    A replay walks through what is stored: it asks no exchange.
+    Each has its own message: one's trouble is not another's. Beat sends this one every minute, so that a
+    candle is there soon after its close, whatever the interval; while the exchange is late, or away, it is
+    asked once a minute. A replay walks through what is stored: it asks no exchange.
 
     Returns:
         The symbols.
@@ -116,9 +120,18 @@ def sync_all_candles(self: Task) -> list[str]:
     settings = self.resources.settings
     if settings.clock == "replay":
         return []
-    for symbol in settings.symbols:
-        self.app.send_task("tasks.sync_candles", args=[symbol], expires=MESSAGE_EXPIRES_SECONDS)
-    return list(settings.symbols)
+    interval, now = settings.default_interval, self.resources.clock.now()
+    with self.resources.transaction() as session:
+        stored = {one.symbol: one for one in candles.series(session) if one.interval == interval}
+    due = [symbol for symbol in settings.symbols if _is_due(stored.get(symbol), now)]
+    for symbol in due:
+        self.app.send_task("tasks.sync_candles", args=[symbol], expires=SYNC_EXPIRES_SECONDS)
+    return due
+
+
+def _is_due(stored: candles.Series | None, now: datetime) -> bool:
+    """Whether the candle after the newest stored one has closed by ``now``, or nothing is stored."""
+    return stored is None or stored.last_open + 2 * interval_duration(stored.interval) <= now
 
 
 def open_exchange(settings: Settings) -> AbstractContextManager[Exchange]:

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
+import redis
 from celery import Celery
+from pydantic import SecretStr
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
@@ -20,9 +23,10 @@ from db import candles as store
 from db.session import transaction
 from feeds import samples
 from feeds.exchange import Exchange
-from ml.candles import OHLCV, Candles, Gap
+from ml.candles import OHLCV, Candles, Gap, resample
 from ml.errors import CandlesRejected, ExchangeUnavailable, InputRejected, KeyRejected
-from runtime.settings import load_settings
+from runtime.queues import ROUTES
+from runtime.settings import Settings, load_settings
 from tasks.base import Resources
 from tasks.candles import Synced, sync
 from tests.binance_server import BinanceServer, Fault, binance_server
@@ -311,6 +315,62 @@ def test_fan_out_sends_a_task_for_each_symbol_and_a_second_run_changes_nothing(
         again = sender.send_task("tasks.sync_candles", args=["BTCUSDT"], queue="maintenance").get(timeout=60)
     assert (again["inserted"], again["revised"], again["unchanged"]) == (0, 0, 3)
     assert_same(stored(engine, server.now), span(bitcoin, START + timedelta(days=60), server.now))
+
+
+def test_fan_out_sends_only_for_series_whose_next_candle_has_closed(
+    database_url: str, redis_url: str, engine: Engine, bitcoin: Candles
+) -> None:
+    class Clock:
+        moment = NOW
+
+        def now(self) -> datetime:
+            return self.moment
+
+    clock = Clock()
+    settings = Settings(
+        database_url=SecretStr(database_url),
+        redis_url=SecretStr(redis_url),
+        symbols=("BTCUSDT", "ETHUSDT", "SOLUSDT"),
+        default_interval="30m",
+    )
+    closed = NOW.replace(minute=0)
+    # Of SOLUSDT another interval is stored, its own candle of two days ago was the last of ETHUSDT.
+    for symbol, interval, end in [
+        ("BTCUSDT", "30m", closed),
+        ("ETHUSDT", "30m", closed - timedelta(days=2)),
+        ("SOLUSDT", "1h", closed),
+    ]:
+        series = span(bitcoin, end - timedelta(days=1), end)
+        with transaction(engine) as session:
+            store.write(
+                session,
+                symbol=symbol,
+                interval=interval,
+                candles=series if interval == "30m" else resample(series, interval),
+                source="binance",
+                now=NOW,
+            )
+    with Celery("minute", broker=redis_url, set_as_current=False) as app:
+        app.conf.update(task_routes=ROUTES, task_default_queue="maintenance")
+        app.resources = Resources(lambda: settings, lambda _: clock)
+
+        def sent_at(moment: datetime) -> list[str]:
+            clock.moment = moment
+            return list(app.tasks["tasks.sync_all_candles"].apply(throw=True).get())
+
+        assert sent_at(closed) == ["ETHUSDT", "SOLUSDT"]
+        assert sent_at(closed + timedelta(minutes=30, microseconds=-1)) == ["ETHUSDT", "SOLUSDT"]
+        assert sent_at(closed + timedelta(minutes=30)) == ["BTCUSDT", "ETHUSDT", "SOLUSDT"]
+        # The exchange is late: once more, a minute later.
+        assert sent_at(closed + timedelta(minutes=31)) == ["BTCUSDT", "ETHUSDT", "SOLUSDT"]
+        app.resources.engine.dispose()
+    with redis.Redis.from_url(redis_url) as client:
+        raw: Any = client.lrange("maintenance", 0, -1)
+    messages = [json.loads(text) for text in raw]
+    assert len(messages) == 10
+    for message in messages:
+        left = datetime.fromisoformat(message["headers"]["expires"]) - datetime.now(UTC)
+        assert left <= timedelta(seconds=60)
 
 
 def test_fan_out_in_a_replay_asks_no_exchange(

@@ -54,6 +54,12 @@ def test_every_entry_goes_to_its_queue_and_only_a_training_never_expires() -> No
         assert ("expires" in entry["options"]) is (entry["task"] != "tasks.train"), name
 
 
+def test_candles_are_looked_for_every_minute_and_a_late_message_is_the_next_ones() -> None:
+    # At 15 minutes, or one, an hourly look would leave most candles to no detector.
+    entry = BEAT_SCHEDULE["sync-candles"]
+    assert (cron_text(entry["schedule"]), entry["options"]["expires"]) == ("* * * * *", 60)
+
+
 def test_every_entrys_task_exists() -> None:
     from celery import Celery
 
