@@ -1,4 +1,4 @@
-"""Answers with what became of them, key by key: what live accuracy is made of."""
+"""Answers whose outcome can be looked for, and those that have one, key by key."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from db.models import CandleSeries, Prediction
 from ml.candles import to_datetime64
-from ml.keys import ModelKey, interval_duration
+from ml.keys import INTERVALS, ModelKey, interval_duration
 from ml.live_accuracy import ResolvedSignals
-from ml.outcomes import live_until
+from ml.outcomes import GIVEN_UP_AFTER, live_until
 
-__all__ = ["KeyOutcomes", "keys", "read"]
+__all__ = ["KeyOutcomes", "due", "keys", "read"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -32,9 +34,47 @@ class KeyOutcomes:
     """Of the models that answered; None where none did."""
 
 
-def keys(session: Session) -> list[ModelKey]:
-    """Every key with a prediction, in order."""
-    return [ModelKey(*row) for row in session.execute(_KEYS)]
+def due(
+    session: Session, now: datetime, limit: int, *, after: tuple[datetime, UUID] | None = None
+) -> Sequence[Prediction]:
+    """At most ``limit`` open predictions that something is to be found out about, oldest horizon first.
+
+    Their horizon has ended by ``now``, and their series reaches its end, or is not stored at all, or was
+    waited for until it was given up, or they hold nothing to draw barriers from. The others wait for candles:
+    however many they are, they are passed over here, where that is a comparison each, and keep no others
+    waiting.
+
+    Args:
+        session: the caller's.
+        now: the clock's.
+        limit: rows.
+        after: (``horizon_end``, ``id``) of the last one seen: some stay open all the same, as where a model's
+            horizon is longer than its record says.
+    """
+    step = sa.case(INTERVALS, value=Prediction.interval)
+    of_series = (CandleSeries.symbol == Prediction.symbol) & (CandleSeries.interval == Prediction.interval)
+    query = (
+        sa.select(Prediction)
+        .outerjoin(CandleSeries, of_series)
+        .where(
+            Prediction.resolved_at.is_(None),
+            Prediction.horizon_end <= now,
+            sa.or_(
+                CandleSeries.symbol.is_(None),
+                CandleSeries.last_open + step >= Prediction.horizon_end,
+                Prediction.horizon_end < now - GIVEN_UP_AFTER,
+                Prediction.atr.is_(None) & Prediction.features.is_(None),
+            ),
+        )
+    )
+    if after is not None:
+        query = query.where(sa.tuple_(Prediction.horizon_end, Prediction.id) > after)
+    return session.scalars(query.order_by(Prediction.horizon_end, Prediction.id).limit(limit)).all()
+
+
+def keys(session: Session, symbol: str | None = None) -> list[ModelKey]:
+    """Every key with a prediction, or every one of a symbol, in order."""
+    return [ModelKey(*row) for row in session.execute(_KEYS, {"symbol": symbol})]
 
 
 def read(session: Session, key: ModelKey, *, since: datetime, until: datetime) -> KeyOutcomes | None:
@@ -104,6 +144,8 @@ _KEYS = sa.text("""
         ) AS next
     )
     SELECT symbol, interval, regime FROM keys
+    WHERE CAST(:symbol AS text) IS NULL OR symbol = :symbol
+    ORDER BY symbol, interval, regime
 """)
 
 _READ = sa.text("""

@@ -49,8 +49,8 @@ def resolve_outcomes(self: Task) -> dict[str, Any]:
 def resolve_due(resources: Resources) -> dict[str, Any]:
     """Resolve what is due, a batch a transaction, until nothing more is or ``SECONDS`` have passed.
 
-    A second run finds nothing due. The accuracy comes last, in a transaction of its own: a run killed before
-    it leaves that to the key's next outcome, for it is made of all of them each time.
+    A second run finds nothing due. The accuracy comes last, in a transaction a key: its bootstrap takes a
+    while, and a run killed before it leaves it to the key's next outcome, for it is made of all of them.
 
     Returns:
         How many got a label and how many cannot have one, and the keys.
@@ -68,8 +68,9 @@ def resolve_due(resources: Resources) -> dict[str, Any]:
         more = after is not None
     keys = sorted({key for key, _ in resolved})
     since = now - timedelta(days=settings.live_window_days)
-    with resources.transaction() as session:
-        _record_live(session, keys, since=since, now=now, samples=config.bootstrap_samples)
+    for key in keys:
+        with resources.transaction() as session:
+            _record_live(session, key, since=since, now=now, samples=config.bootstrap_samples)
     labelled = sum(has_label for _, has_label in resolved)
     done = {"labelled": labelled, "unlabelled": len(resolved) - labelled, "keys": [str(key) for key in keys]}
     if resolved:
@@ -95,7 +96,7 @@ def _resolve_batch(
         nothing more is due.
     """
     lock(session, "outcomes")
-    batch = predictions.due(session, now, BATCH, after=after)
+    batch = outcomes.due(session, now, BATCH, after=after)
     configs = _label_configs(session, batch)
     resolved: list[tuple[ModelKey, bool]] = []
     written: list[predictions.Outcome] = []
@@ -109,7 +110,7 @@ def _resolve_batch(
 
 
 def live_accuracy(
-    session: Session, *, since: datetime, until: datetime, samples: int = SAMPLES
+    session: Session, *, since: datetime, until: datetime, symbol: str | None = None, samples: int = SAMPLES
 ) -> list[tuple[ModelKey, LiveAccuracy]]:
     """How right the answers were to signals from ``since`` on whose horizon ended by ``until``, key by key.
 
@@ -117,32 +118,33 @@ def live_accuracy(
         session: the caller's.
         since: of the signals' times; aware.
         until: of the horizons' ends; aware.
+        symbol: of its keys only.
         samples: bootstrap resamples.
 
     Returns:
         In the order of the keys; those without a resolved signal are left out.
     """
-    judged = _judge(session, outcomes.keys(session), since=since, until=until, samples=samples)
-    return [(key, accuracy) for key, accuracy, _ in judged]
-
-
-def _judge(
-    session: Session, keys: Iterable[ModelKey], *, since: datetime, until: datetime, samples: int
-) -> Iterator[tuple[ModelKey, LiveAccuracy, int | None]]:
-    """With the newest model that answered."""
-    for key in keys:
+    judged = []
+    for key in outcomes.keys(session, symbol):
         found = outcomes.read(session, key, since=since, until=until)
         if found is not None:
-            accuracy = judge(found.signals, block=BLOCK_HORIZONS * found.horizon, samples=samples)
-            yield key, accuracy, found.newest_model_id
+            judged.append((key, _judge(found, samples)))
+    return judged
 
 
-def _record_live(
-    session: Session, keys: Iterable[ModelKey], *, since: datetime, now: datetime, samples: int
-) -> None:
-    for key, accuracy, model_id in _judge(session, keys, since=since, until=now, samples=samples):
-        if accuracy.answered and model_id is not None:
-            evaluations.record_live(session, key=key, model_id=model_id, accuracy=accuracy, as_of=now)
+def _judge(found: outcomes.KeyOutcomes, samples: int) -> LiveAccuracy:
+    return judge(found.signals, block=BLOCK_HORIZONS * found.horizon, samples=samples)
+
+
+def _record_live(session: Session, key: ModelKey, *, since: datetime, now: datetime, samples: int) -> None:
+    found = outcomes.read(session, key, since=since, until=now)
+    if found is None or found.newest_model_id is None:
+        return
+    accuracy = _judge(found, samples)
+    if accuracy.answered:
+        evaluations.record_live(
+            session, key=key, model_id=found.newest_model_id, accuracy=accuracy, as_of=now
+        )
 
 
 def _label_configs(
@@ -163,6 +165,7 @@ def _resolutions(
     now: datetime,
 ) -> Iterator[tuple[predictions.Prediction, Resolution | None]]:
     """Each prediction with what is known of it, series by series, so that each is read once."""
+    stored = {(series.symbol, series.interval) for series in candles.series(session)}
     by_series = sorted(batch, key=lambda row: (row.symbol, row.interval))
     for (symbol, interval), group in groupby(by_series, key=lambda row: (row.symbol, row.interval)):
         rows = list(group)
@@ -179,7 +182,8 @@ def _resolutions(
             end=max(times) + longest * step + GIVEN_UP_AFTER,
         )
         for row, config in zip(rows, settings, strict=True):
-            yield row, resolve(series, _open_signal(row), config, now=now)
+            is_stored = (symbol, interval) in stored
+            yield row, resolve(series, _open_signal(row), config, now=now, stored=is_stored)
 
 
 def _open_signal(row: predictions.Prediction) -> OpenSignal:

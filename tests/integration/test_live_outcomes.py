@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, precision_score, recall_score
 
+from db import outcomes as stored_outcomes
 from ml.candles import to_datetime
 from ml.keys import REGIMES, ModelKey
-from ml.live_accuracy import LiveAccuracy
+from ml.live_accuracy import LiveAccuracy, live_accuracy
 from tasks import outcomes
 from tests.integration.answers import (
     HORIZON,
@@ -152,6 +153,54 @@ def test_answers_given_later_than_a_candle_after_the_close_do_not_count_whatever
     confidence = np.array([record(rows, row)["confidence"] for row in slow[:2]])
     assert (found.answered, found.abstained) == (2, {"stale_signal": 1})
     assert found.brier.value == pytest.approx(((confidence - rows.label[slow[:2]]) ** 2).mean())
+
+
+def test_of_one_symbol_no_other_is_read(system: System) -> None:
+    rows = batch()
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        system.store(traded(), symbol=symbol)
+        system.add(
+            [
+                record(rows, row, symbol=symbol, regime="trending", id=str(uuid5(NAMES, f"{symbol} {row}")))
+                for row in (700, 701)
+            ]
+        )
+    system.run(LATER)
+    span: dict[str, Any] = {"since": datetime(2018, 12, 1, tzinfo=UTC), "until": LATER}
+
+    with system.resources.transaction() as session:
+        whole = outcomes.live_accuracy(session, **span)
+        ether = outcomes.live_accuracy(session, symbol="ETHUSDT", **span)
+        none = outcomes.live_accuracy(session, symbol="SOLUSDT", **span)
+        keys = stored_outcomes.keys(session, "ETHUSDT")
+
+    assert [str(key) for key, _ in whole] == ["BTCUSDT 1h trending", "ETHUSDT 1h trending"]
+    assert (ether, none) == (whole[1:], [])
+    assert [str(key) for key in keys] == ["ETHUSDT 1h trending"]
+
+
+def test_a_run_that_dies_over_one_keys_figures_keeps_those_of_the_keys_before(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = batch()
+    system.store(traded())
+    model = system.model(ModelKey("BTCUSDT", "1h", "trending"))
+    for row, regime in ((700, "trending"), (701, "sideways")):
+        system.add([record(rows, row, regime=regime, model_id=model)])
+    judged: list[Any] = []
+
+    def dies_at_the_second(*args: Any, **options: Any) -> LiveAccuracy:
+        judged.append(args)
+        if len(judged) == 2:
+            raise KeyboardInterrupt
+        return live_accuracy(*args, **options)
+
+    monkeypatch.setattr("tasks.outcomes.judge", dies_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        system.run(LATER)
+
+    assert [str(row.key) for row in system.live()] == ["BTCUSDT 1h sideways"]
+    assert len(system.resolved()) == 2
 
 
 def test_records_without_a_horizon_are_judged_in_blocks_of_candles(system: System) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid5
 
@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from celery import Celery
 from sqlalchemy.orm import Session
 
+from db import outcomes as stored_outcomes
 from db.models import Prediction
 from ml.candles import to_datetime
 from ml.config import LabelConfig
@@ -133,16 +134,27 @@ def test_candles_that_come_late_keep_an_answer_open_and_resolve_it_when_they_are
     assert got(system.predictions()) == expected(rows.take(np.array([700])), until=end)
 
 
-@pytest.mark.parametrize("stored", [False, True], ids=["no series", "a series that ended"])
-def test_candles_that_never_come_are_given_up_after_thirty_days(system: System, stored: bool) -> None:
+def test_candles_that_never_come_are_given_up_after_thirty_days(system: System) -> None:
     rows = batch()
     end = to_datetime(rows.close_time[700]) + HORIZON
-    if stored:
-        system.store(traded().until(end - HOUR))
+    system.store(traded().until(end - HOUR))
     system.add([record(rows, 700)])
 
     assert system.run(end + timedelta(days=30)) == {"labelled": 0, "unlabelled": 0, "keys": []}
     assert system.run(end + timedelta(days=30) + MICROSECOND)["unlabelled"] == 1
+
+    assert got(system.predictions()) == [(None, None, None, "no_candle")]
+
+
+@pytest.mark.parametrize("other", ["ETHUSDT", "BTCUSDT"], ids=["another symbol", "another interval"])
+def test_candles_of_a_series_that_is_not_stored_are_not_waited_for(system: System, other: str) -> None:
+    rows = batch()
+    end = to_datetime(rows.close_time[700]) + HORIZON
+    system.store(traded(), symbol=other)
+    system.add([record(rows, 700, interval="1h" if other == "ETHUSDT" else "4h")])
+
+    assert system.run(end - MICROSECOND)["unlabelled"] == 0
+    assert system.run(end)["unlabelled"] == 1
 
     assert got(system.predictions()) == [(None, None, None, "no_candle")]
 
@@ -246,6 +258,7 @@ def test_answers_that_stay_open_do_not_hide_those_behind_them(
     rows = batch()
     now = to_datetime(rows.close_time[630]) + HORIZON
     system.store(traded().until(now))
+    system.store(traded().until(to_datetime(rows.close_time[500])), symbol="ETHUSDT")
     system.add(
         [record(rows, row, symbol="ETHUSDT", id=str(uuid5(NAMES, f"e{row}"))) for row in range(500, 560)]
     )
@@ -255,6 +268,35 @@ def test_answers_that_stay_open_do_not_hide_those_behind_them(
 
     assert done["labelled"] + done["unlabelled"] == 30
     assert {row.symbol for row in system.resolved()} == {"BTCUSDT"}
+
+
+def test_answers_that_wait_for_candles_are_passed_over(system: System) -> None:
+    """Forty older ones wait, of a series that stands still and of one that is an hour short."""
+    rows = batch()
+    now = to_datetime(rows.close_time[640]) + HORIZON
+    system.store(traded().until(now))
+    system.store(traded().until(to_datetime(rows.close_time[500])), symbol="ETHUSDT")
+    system.store(traded().until(to_datetime(rows.close_time[500]) + HORIZON - HOUR), symbol="SOLUSDT")
+    system.add(
+        [
+            record(rows, row, symbol=symbol, id=str(uuid5(NAMES, f"{symbol} {row}")))
+            for row in range(500, 520)
+            for symbol in ("ETHUSDT", "SOLUSDT")
+        ]
+    )
+    system.add([record(rows, row) for row in range(600, 609)])
+
+    def due(now: datetime = now) -> list[str]:
+        with system.resources.transaction() as session:
+            return [row.symbol for row in stored_outcomes.due(session, now, 10)]
+
+    assert due() == ["BTCUSDT"] * 9
+    system.run(now)
+    assert due() == []
+    system.store(traded().until(to_datetime(rows.close_time[500]) + HORIZON), symbol="SOLUSDT")
+    assert set(due()) == {"SOLUSDT"}
+    end = to_datetime(rows.close_time[501]) + HORIZON
+    assert set(due(end + timedelta(days=30, microseconds=1))) == {"ETHUSDT", "SOLUSDT"}
 
 
 def test_after_its_time_a_run_leaves_the_rest_to_the_next(

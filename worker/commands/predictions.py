@@ -176,8 +176,7 @@ def accuracy(*, days: int | None, symbol: str | None, as_json: bool) -> None:
     until = make_clock(settings).now()
     since = until - timedelta(days=days or settings.live_window_days)
     with command_engine(settings) as engine, transaction(engine) as session:
-        judged = live_accuracy(session, since=since, until=until)
-    kept = [(key, one) for key, one in judged if symbol in {None, key.symbol}]
+        kept = live_accuracy(session, since=since, until=until, symbol=symbol)
     if as_json:
         click.echo(json.dumps([{"key": str(key)} | one.to_json() for key, one in kept], indent=2))
     elif kept:
