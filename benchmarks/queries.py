@@ -5,6 +5,7 @@ The rows are made up by ``generate_series`` and serve this table only.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from benchmarks.measurement import Measurement
-from db import artifacts, audit, candles, evaluations, jobs, predictions, references, registry
+from db import artifacts, audit, candles, evaluations, jobs, outcomes, predictions, references, registry
 from db.models import ModelRow
 from db.schema import upgrade
 from db.session import create_engine
@@ -38,6 +39,8 @@ BULK = {"save and load a reference"}
 FIRST_OPEN = datetime(2018, 1, 1, tzinfo=UTC)
 KEY = ModelKey("S1", "1h", "trending")
 HOUR = timedelta(hours=1)
+HORIZON = 12 * HOUR
+SEASON = timedelta(days=90)
 
 Query = Callable[[Session], object]
 
@@ -164,6 +167,7 @@ def _rolled_back(engine: Engine) -> Iterator[Session]:
 def queries(size: Size) -> dict[str, Query]:
     """Each query by name; ids are those that ``fill`` makes."""
     end = FIRST_OPEN + size.candles_each * HOUR
+    last = FIRST_OPEN + size.predictions * timedelta(minutes=1)
     middle = size.models // 2
     sha256 = hashlib.sha256(f"model {middle}".encode() * 2_000).hexdigest()
     window = {"known_at": end, "start": end - 1024 * HOUR}
@@ -201,8 +205,54 @@ def queries(size: Size) -> dict[str, Query]:
         ),
         "newest 50 accepted predictions": lambda s: predictions.recent(s, decision="accept", limit=50),
         "500 predictions due for their outcome": lambda s: predictions.due(s, end, 500),
+        "1,000 predictions whose candles are in": lambda s: outcomes.due(s, end, 1_000),
         "a prediction by its id": lambda s: predictions.get(s, UUID(int=7)),
+        "a prediction by 8 digits": lambda s: predictions.beginning(s, f"{7:032x}"[:8], 2),
+        "write 64 predictions": lambda s: predictions.write(s, [_answer(n) for n in range(64)]),
+        "resolve 64 predictions": lambda s: predictions.resolve(s, [_resolved(size, n) for n in range(64)]),
+        "labels of a symbol, 90 days": lambda s: predictions.resolved(
+            s, symbol=KEY.symbol, interval=KEY.interval, since=last - SEASON, until=last
+        ),
+        "every key with a prediction": outcomes.keys,
+        "outcomes of a key, 90 days": lambda s: outcomes.read(s, KEY, since=last - SEASON, until=last),
     }
+
+
+def _answer(number: int) -> dict[str, Any]:
+    """A record as a worker makes it."""
+    closed = FIRST_OPEN + number * HOUR
+    return dict.fromkeys(predictions.COLUMNS) | {
+        "id": str(uuid4()),
+        "signal_time": closed.isoformat(),
+        "as_of": closed.isoformat(),
+        "symbol": KEY.symbol,
+        "interval": KEY.interval,
+        "regime": KEY.regime,
+        "role": "champion",
+        "direction": 1,
+        "patterns": ["CDLDOJI"],
+        "confidence": 0.6,
+        "decision": "reject",
+        "features": base64.b64encode(bytes(220)).decode(),
+        "entry_price": 100.0,
+        "atr": 1.0,
+        "horizon_end": (closed + HORIZON).isoformat(),
+        "metadata": {"threshold": 0.55},
+    }
+
+
+def _resolved(size: Size, number: int) -> predictions.Outcome:
+    """The outcome of one of the newest predictions, which are open."""
+    row = size.predictions - number
+    signal_time = FIRST_OPEN + row * timedelta(minutes=1)
+    return predictions.Outcome(
+        id=UUID(int=row),
+        signal_time=signal_time,
+        label=1,
+        label_end=signal_time + HOUR,
+        net_return_atr=0.7,
+        resolved_at=signal_time + HORIZON,
+    )
 
 
 def _window_select() -> sa.TextClause:
@@ -319,15 +369,18 @@ _FILL = (
     """,
     f"""
     INSERT INTO ml_performance_tracking (id, signal_time, as_of, symbol, interval, regime, direction,
-        patterns, confidence, decision, features, horizon_end, label, label_end, resolved_at)
+        patterns, confidence, decision, features, entry_price, atr, horizon_end, label, label_end,
+        resolved_at, metadata)
     SELECT lpad(to_hex(n), 32, '0')::uuid, :first + n * interval '1 minute', :first, 'S' || 1 + n % :symbols,
            '1h', {_REGIMES}[1 + n / :symbols % 4], 1, '{{CDLDOJI}}', 0.6,
            CASE WHEN n % 50 = 0 THEN 'accept' ELSE 'reject' END,
-           decode(repeat(md5(n::text), 10), 'hex'), :first + n * interval '1 minute', known.label,
-           known.at, known.at
+           decode(repeat(md5(n::text), 14), 'hex'), 100, 1,
+           :first + n * interval '1 minute' + interval '12 hours', known.label, known.at, known.at,
+           '{{"threshold": 0.55}}'
     FROM generate_series(1, :predictions) AS n, LATERAL (
         SELECT CASE WHEN n < :predictions - 5000 THEN 1 END AS label,
-               CASE WHEN n < :predictions - 5000 THEN :first END AS at
+               CASE WHEN n < :predictions - 5000
+                    THEN :first + n * interval '1 minute' + interval '12 hours' END AS at
     ) AS known
     """,
     f"""
