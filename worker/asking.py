@@ -49,8 +49,9 @@ def _reason(redis_url: str) -> str:
     except redis.RedisError as error:
         return f"Redis does not answer either ({error}); see that it runs"
     if waiting:
+        wait = "1 request waits" if waiting == 1 else f"{waiting} requests wait"
         return (
-            f"{waiting} requests wait and no inference worker takes them; start one with "
+            f"{wait}: the inference workers are behind, or none runs; start one with "
             "`alphaplus worker inference`"
         )
     return (
