@@ -100,7 +100,7 @@ def _started(argv: Sequence[str], settings: Mapping[str, str], redis_url: str, l
         redis_url: its broker's.
         log: where its output goes.
     """
-    environment = worker_environment({**os.environ, "PYTHONPATH": str(ROOT), **settings})
+    environment = worker_environment({**os.environ, "PYTHONPATH": str(ROOT), **settings}, "inference")
     with log.open("wb") as output:
         popen = subprocess.Popen(
             argv, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT

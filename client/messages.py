@@ -10,9 +10,12 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any, Final
 from uuid import uuid4
 
@@ -122,7 +125,9 @@ def encode_request(
     Raises:
         InputRejected: ``signal`` cannot be written as JSON (NaN, a datetime, a numpy integer).
     """
-    one_or_many = signal if isinstance(signal, Mapping | str) else list(signal)
+    one_or_many = _packed(signal) if isinstance(signal, Mapping) else signal
+    if not isinstance(signal, Mapping | str):
+        one_or_many = [_packed(one) for one in signal]
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     try:
         options = {"reply_to": reply_list, "request_id": request_id}
@@ -149,6 +154,21 @@ def encode_request(
         },
     }
     return json.dumps(envelope).encode()
+
+
+def _packed(signal: Any) -> Any:
+    """The signal with its rows of candles as base64 of float64: to write and to read a thousand of them as
+    JSON takes 3 ms. What does not fit goes as it is, for the worker to name what is wrong."""
+    rows = signal.get("candles") if isinstance(signal, Mapping) else None
+    if not isinstance(rows, list) or not all(isinstance(row, list | tuple) and len(row) == 6 for row in rows):
+        return signal
+    try:
+        numbers = array("d", chain.from_iterable(rows))
+    except (TypeError, OverflowError):
+        return signal
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return {**signal, "candles": base64.b64encode(numbers.tobytes()).decode("ascii")}
 
 
 def read_reply(raw: bytes | str) -> Outcome | None:

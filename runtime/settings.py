@@ -74,7 +74,7 @@ class Settings(BaseSettings):
 
     champion_check_seconds: float = Field(10, gt=0, le=3600)
     """How long an inference worker trusts what it knows of a key's champion, should no message reach it."""
-    model_cache_mib: int = Field(192, ge=1, le=65_536)
+    model_cache_mib: int = Field(96, ge=1, le=65_536)
     max_model_age_days: float = Field(45, gt=0, le=3650)
     max_signal_age_bars: float = Field(1, gt=0, le=500)
     """A signal is answered until so many candles after its own; later its outcome may be known already."""

@@ -26,6 +26,8 @@ class PredictTask(Task):
     # Each would be one more message to Redis before the answer.
     track_started = False
     send_events = False
+    resultrepr_maxsize = 16
+    """Of the reply in the worker's log, where nobody reads it: a long one takes 0.1 ms."""
 
     def __init__(self) -> None:
         self._answering: tuple[int, Answering] | None = None

@@ -90,8 +90,14 @@ def worker_argv(*queues: str, concurrency: int | None = None, name: str | None =
     ]
 
 
-def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """A worker's environment: SIGTERM means Celery's soft shutdown, after which tasks are handed back."""
+def worker_environment(environment: Mapping[str, str], *queues: str) -> dict[str, str]:
+    """A worker's environment: SIGTERM means Celery's soft shutdown, after which tasks are handed back.
+
+    Not where it only answers predictions: a task in the solo pool is frozen by that shutdown, for all its
+    seconds, and then fails; Celery's warm shutdown lets it end, which takes milliseconds.
+    """
+    if queues == (INFERENCE,):
+        return dict(environment)
     return {"REMAP_SIGTERM": "SIGQUIT", **environment}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -38,6 +40,8 @@ BASES: list[dict[str, Any]] = [
      "time": at(0)},
     {"symbol": "ETHUSDT", "interval": "1h", "direction": 1, "patterns": ["CDLHAMMER", "CDLENGULFING"]},
     {"symbol": "NEWUSDT", "direction": 1, "candles": ohlcv_rows(count=20)},
+    {"symbol": "NEWUSDT", "direction": 1,
+     "candles": base64.b64encode(np.array(ohlcv_rows(count=20), "<f8").tobytes()).decode()},
     {"symbol": "BTCUSDT", "direction": 1, "time": at(0), "patterns": ["CDLDOJI"],
      "features": dict.fromkeys(FEATURE_NAMES, 0.5)},
 ]  # fmt: skip

@@ -58,14 +58,16 @@ def worker(queues: tuple[str, ...], concurrency: int | None, name: str | None, p
     _require_servers(load_settings())
     name = name or f"{'-'.join(queues)}-{os.getpid()}"
     if processes is None:
-        become(worker_argv(*queues, concurrency=concurrency, name=name), worker_environment(os.environ))
+        become(
+            worker_argv(*queues, concurrency=concurrency, name=name), worker_environment(os.environ, *queues)
+        )
     else:
         _run_pool(lambda place: _pool_member(queues, concurrency, f"{name}-{place}"), processes)
 
 
 def _pool_member(queues: Sequence[str], concurrency: int | None, name: str) -> Program:
     argv = worker_argv(*queues, concurrency=concurrency, name=name)
-    return Program(name=name, argv=argv, environment=worker_environment(os.environ))
+    return Program(name=name, argv=argv, environment=worker_environment(os.environ, *queues))
 
 
 def _run_pool(member: Callable[[int], Program], processes: int) -> None:
@@ -170,7 +172,9 @@ def _programs(settings: Settings, inference_workers: int, *, colored: bool) -> l
     return [
         *(
             Program(
-                name=name, argv=worker_argv(queue, name=name), environment=worker_environment(environment)
+                name=name,
+                argv=worker_argv(queue, name=name),
+                environment=worker_environment(environment, queue),
             )
             for name, queue in workers.items()
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import struct
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -148,3 +149,18 @@ def test_errors_say_whether_redis_or_the_answer_is_missing() -> None:
     assert type(not_sent(redis.exceptions.OutOfMemoryError("maxmemory"))) is Busy
     with pytest.raises(AnswerTimeout, match="closed"):
         closed("r-1").unwrap()
+
+
+def sent_candles(candles: Any) -> Any:
+    body = json.loads(
+        base64.b64decode(encoded([{"symbol": "A"}, {"symbol": "B", "candles": candles}])["body"])
+    )
+    return body[0][0][1]["candles"]
+
+
+def test_candles_go_packed_and_what_does_not_fit_as_it_is() -> None:
+    rows = [[1_567_468_800_000, 1.5, 2.0, 1.0, 1.75, 10], (1_567_472_400_000, 1, 2, 0.5, 1, 0)]
+    packed = struct.unpack("<12d", base64.b64decode(sent_candles(rows)))
+    assert list(packed) == [float(number) for row in rows for number in row]
+    for other in ([[1, 2, 3]], [[1, 2, 3, 4, 5, "6"]], [[1, 2, 3, 4, 5, 10**400]], "text", [1], None):
+        assert sent_candles(other) == other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -71,6 +72,37 @@ def test_candles_are_read_as_ccxt_gives_them() -> None:
     assert [candles.open[0], candles.high[0], candles.low[0], candles.close[0], candles.volume[0]] == [
         10.0, 12.0, 9.0, 11.0, 5.0,
     ]  # fmt: skip
+
+
+def packed(table: list[list[float]]) -> str:
+    return base64.b64encode(np.array(table, "<f8").tobytes()).decode()
+
+
+def test_packed_candles_are_the_same_candles() -> None:
+    listed, binary = one(candles=rows(3)).candles, one(candles=packed(rows(3))).candles
+    assert listed is not None
+    assert binary is not None
+    for name in ("open_time", "open", "high", "low", "close", "volume"):
+        np.testing.assert_array_equal(getattr(binary, name), getattr(listed, name))
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("", "candles"),
+        ("?", "candles"),
+        (packed(rows(2))[:-8], "candles"),
+        (base64.b64encode(b"x" * 47).decode(), "candles"),
+        (packed(rows(MAX_CANDLES + 1)), "candles"),
+        (packed([[math.nan] * 6]), "candles[0], open_time"),
+        (packed([[rows(1)[0][0], 1, 1, 1, math.inf, 1]]), "candles[0], close"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_bad_packed_candles_are_named(text: str, field: str) -> None:
+    with pytest.raises(CandlesRejected) as refused:
+        one(candles=text)
+    assert refused.value.field == field
 
 
 def test_features_are_put_in_order_and_null_is_missing() -> None:

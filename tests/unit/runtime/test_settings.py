@@ -42,7 +42,7 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         "beat_tick_seconds": 5,
         "beat_lock_seconds": 30,
         "champion_check_seconds": 10,
-        "model_cache_mib": 192,
+        "model_cache_mib": 96,
         "max_model_age_days": 45,
         "max_signal_age_bars": 1,
         "max_out_of_distribution": 0.2,

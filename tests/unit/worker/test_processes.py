@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from ml.errors import ConfigRejected
+from runtime.queues import INFERENCE, TRAINING
 from worker.processes import beat_argv, flower_argv, flower_environment, worker_argv, worker_environment
 
 pytestmark = pytest.mark.scheduler
@@ -71,6 +72,9 @@ def test_unknown_queue_or_impossible_concurrency_is_rejected(
 def test_sigterm_means_soft_shutdown_unless_the_environment_says_otherwise() -> None:
     assert worker_environment({})["REMAP_SIGTERM"] == "SIGQUIT"
     assert worker_environment({"REMAP_SIGTERM": ""})["REMAP_SIGTERM"] == ""
+    assert worker_environment({}, TRAINING, INFERENCE)["REMAP_SIGTERM"] == "SIGQUIT"
+    # Its tasks take milliseconds, and the soft shutdown would freeze the one at work.
+    assert "REMAP_SIGTERM" not in worker_environment({}, INFERENCE)
 
 
 def test_no_secret_is_on_a_command_line() -> None:
