@@ -34,8 +34,8 @@ __all__ = ["MILLION", "Plan", "Size", "fill", "measure", "plans", "queries"]
 
 LIMIT_MS = 10.0
 RUNS = 15
-BULK = {"save and load a reference"}
-"""A write of 655 kB, which no index makes shorter."""
+BULK = {"save and load a reference", "labels of a symbol, 90 days"}
+"""A write of 655 kB, and 7,600 rows that a training reads once: no index makes them shorter."""
 FIRST_OPEN = datetime(2018, 1, 1, tzinfo=UTC)
 KEY = ModelKey("S1", "1h", "trending")
 HOUR = timedelta(hours=1)

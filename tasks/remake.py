@@ -78,7 +78,7 @@ class Remade:
 
     @property
     def identical(self) -> bool:
-        """Whether every value came out as recorded."""
+        """Whether every value that there is to compare came out as recorded."""
         return all(one.same for one in self.compared)
 
     @property
@@ -185,11 +185,13 @@ def _from_candles(
 
 
 def remade_json(remade: Remade, *, with_features: bool) -> dict[str, Any]:
-    """Plain values."""
+    """Plain values. ``identical`` is None where there was nothing to compare; ``source`` is where the market
+    came from: ``stored`` candles, or the caller's own (``inline``) or its own ``features``."""
     again, model_row, model = remade.candles, remade.model_row, remade.model
     made: dict[str, Any] = {
         "prediction_id": str(remade.row.id),
-        "identical": remade.identical,
+        "identical": remade.identical if remade.compared else None,
+        "source": remade.row.details.get("source"),
         "model": None if model_row is None else str(model_row.key),
         "model_version": None if model_row is None else model_row.version,
         "artifact_sha256": None if model_row is None else model_row.artifact_sha256,

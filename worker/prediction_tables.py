@@ -42,6 +42,9 @@ OUTCOME_STYLES = {"hit": "green", "miss": "red"}
 ID_CHARACTERS = 8
 """Of a prediction's id, in a table: `alphaplus replay` takes them for the whole."""
 
+BROUGHT = {"inline": "candles", "features": "features"}
+"""What the caller sent along, by the ``source`` of a record."""
+
 ADVICE = {
     "stale_signal": "`alphaplus candles sync` fetches what is missing; the limit is a setting",
     "no_candle": "`alphaplus candles sync` fetches it",
@@ -128,14 +131,15 @@ def detection_json(found: Detection) -> dict[str, Any]:
     return {"symbol": found.symbol, "interval": found.interval, "time": closed, "reason": found.reason}
 
 
-def predictions_table(rows: Sequence[Prediction]) -> Table:
-    """Answers given, with what became of them."""
+def predictions_table(rows: Sequence[Prediction], *, now: datetime) -> Table:
+    """Answers given, with what became of them; with the year, where they are not all of this one."""
+    this_year = all(row.signal_time.astimezone(UTC).year == now.astimezone(UTC).year for row in rows)
     made = table("Id", "Closed", "Signal", "Regime", "Said", ">Conf.", ">Alone", "Outcome")
     made.columns[2].no_wrap = False
     for row in rows:
         made.add_row(
             str(row.id)[:ID_CHARACTERS],
-            f"{row.signal_time.astimezone(UTC):%m-%d %H:%M}",
+            time_text(row.signal_time).removeprefix(f"{now.astimezone(UTC):%Y}-" if this_year else ""),
             f"{row.symbol} {row.interval} {side_text(row.direction)}",
             row.regime if row.served_regime in {None, row.regime} else f"{row.regime}*",
             _decision(row.decision),
@@ -151,7 +155,8 @@ def predictions_table(rows: Sequence[Prediction]) -> Table:
 
 
 def outcome_text(row: Prediction) -> str:
-    """``hit +0.73``, ``miss -2.11``, ``open to 10-01 13:00``, or why it has none."""
+    """``hit +0.73``, ``miss -2.11``, ``open to 10-01 13:00`` of the year of its candle or the next, or why it
+    has none."""
     if row.label is not None:
         return f"{'hit' if row.label else 'miss'} {_signed(row.net_return_atr)}".rstrip(" -")
     if row.resolved_at is None:
@@ -173,16 +178,19 @@ def prediction_json(row: Prediction) -> dict[str, Any]:
     return plain | {"id": str(row.id)}
 
 
-def accuracy_tables(judged: Sequence[tuple[ModelKey, LiveAccuracy]]) -> tuple[Table, Table]:
-    """How right the answers were, and the two figures that the system is there for, key by key."""
+def accuracy_tables(judged: Sequence[tuple[ModelKey, LiveAccuracy]]) -> tuple[Table, Table, Table]:
+    """How right the answers were, the two figures that the system is there for, and what of these the model
+    adds to the patterns alone; market by market, whichever model answered."""
     plain = table(
-        "Model key", ">Signals", ">Answered", ">Base", ">Precision [90 %]", ">Brier", ">Alone", ">Net ATR"
+        "Market", ">Signals", ">Answered", ">Base", ">Precision [90 %]", ">Brier", ">Alone", ">Net ATR"
     )
-    gains = table("Model key", ">Accuracy gained [90 %]", ">False removed [90 %]", ">Hits kept [90 %]")
-    plain.columns[0].no_wrap = False
+    gains = table("Market", ">Accuracy gained [90 %]", ">False removed [90 %]", ">Hits kept [90 %]")
+    added = table("Market", ">Compared", ">Gained over alone [90 %]", ">Removed over alone [90 %]")
+    for one_of_three in (plain, gains, added):
+        one_of_three.columns[0].no_wrap = False
     for key, one in judged:
         plain.add_row(
-            str(key),
+            _market(key),
             str(one.resolved),
             str(one.answered),
             number_text(one.base_rate),
@@ -192,24 +200,41 @@ def accuracy_tables(judged: Sequence[tuple[ModelKey, LiveAccuracy]]) -> tuple[Ta
             _signed(one.net_return_accepted_atr.value),
         )
         gains.add_row(
-            str(key), _share(one.accuracy_gained), _share(one.false_signals_removed), _share(one.hits_kept)
+            _market(key),
+            _share(one.accuracy_gained),
+            _share(one.false_signals_removed),
+            _share(one.hits_kept),
+        )
+        added.add_row(
+            _market(key),
+            str(one.compared),
+            _share(one.accuracy_gained_over_pattern),
+            _share(one.false_removed_over_pattern),
         )
     plain.caption = (
         "Signals: resolved ones. Base: hit rate of all the answered. Brier: smaller is better; Alone: the "
         "patterns' own. Net ATR: mean return of the accepted, after fees."
     )
+    gains.caption = "Accuracy gained: precision over base, less 1. No skill: false removed + hits kept = 1."
     notes = [
-        "Accuracy gained: precision over base, less 1. No skill: false removed + hits kept = 1.",
+        "Over alone: beyond what as many signals of the highest pattern confidence gain and remove,",
+        "which is what the model adds. Under 0 the patterns alone do better.",
     ]
-    few = [str(key) for key, one in judged if one.answered and one.precision.low is None]
+    few = [_market(key) for key, one in judged if one.answered and one.precision.low is None]
     if few:
         notes.append(
             "No bounds where there are too few signals, or too few days of them: "
             + ("all of these." if len(few) == len(judged) else f"{', '.join(few)}.")
         )
-    gains.caption = "\n".join(notes)
-    plain.caption_justify = gains.caption_justify = "left"
-    return plain, gains
+    added.caption = "\n".join(notes)
+    plain.caption_justify = gains.caption_justify = added.caption_justify = "left"
+    return plain, gains, added
+
+
+def _market(key: ModelKey) -> str:
+    """Where the signals were: ``BTCUSDT 1h trending``. A record's ``all`` is no model's but a regime that
+    could not be told."""
+    return f"{key.symbol} {key.interval} {'unknown' if key.regime == ALL_REGIMES else key.regime}"
 
 
 def remade_text(remade: Remade) -> list[str]:
@@ -237,7 +262,8 @@ def remade_text(remade: Remade) -> list[str]:
         ]
     if remade.features is not None and again is not None:
         lines.append(f"  features    {len(remade.features)}, as recorded with the answer")
-        lines.append(f"  candles     {_candles_text(again, time_text(row.as_of))}")
+        brought = BROUGHT.get(row.details.get("source", ""))
+        lines.append(f"  candles     {_candles_text(again, time_text(row.as_of), brought)}")
     return lines
 
 
@@ -272,14 +298,18 @@ def _libraries(then: Mapping[str, str], now: Mapping[str, str]) -> str:
     )
 
 
-def _candles_text(again: FromCandles, as_of: str) -> str:
+def _candles_text(again: FromCandles, as_of: str, brought: str | None) -> str:
+    """``brought``: what of the market the caller sent along, where the stored candles were not asked."""
     if again.state == "equal":
-        return f"as known at {as_of}, they give the same features, bit for bit"
-    if again.state == "different":
-        return (
-            f"as known at {as_of}, they give other features: {again.largest} is off by {again.difference:.3g}"
-        )
-    return f"no features from them: {ABSTAIN_REASONS.get(again.reason or '', again.reason)}"
+        them = "they give" if brought is None else f"the caller brought its own {brought}; those stored give"
+        return f"as known at {as_of}, {them} the same features, bit for bit"
+    if again.state == "not_made":
+        why = f"no features from those stored: {ABSTAIN_REASONS.get(again.reason or '', again.reason)}"
+        return why if brought is None else f"the caller brought its own {brought}; {why}"
+    off = f"{again.largest} is off by {again.difference:.3g}"
+    if brought is None:
+        return f"as known at {as_of}, they give other features: {off}"
+    return f"the caller brought its own {brought}; those stored, as known at {as_of}, give others: {off}"
 
 
 def _share(estimate: Estimate) -> str:

@@ -114,7 +114,7 @@ def test_replay_reads_the_candles_as_they_were_known_and_says_where_the_caller_b
         )  # fmt: skip
     assert written.revised == 1
     told = json.loads(run_main("replay", stored["prediction_id"], "--json").stdout)
-    assert told["features_from_candles"]["state"] == "equal"
+    assert (told["features_from_candles"]["state"], told["source"]) == ("equal", "stored")
 
     message = {name: value for name, value in signals[0].items() if name != "id"}
     rows = ohlcv_rows(until=row.signal_time)
@@ -127,7 +127,11 @@ def test_replay_reads_the_candles_as_they_were_known_and_says_where_the_caller_b
     assert other["features_from_candles"]["state"] == "different"
     assert other["features_from_candles"]["largest"].startswith("volume_")
     assert other["features_from_candles"]["difference"] > 0.1
-    assert "they give other features: volume_" in run_main("replay", own["prediction_id"]).stdout
+    assert other["source"] == "inline"
+    text = run_main("replay", own["prediction_id"]).stdout
+    assert "the caller brought its own candles; those stored, as known at " in text
+    assert "give others: volume_" in text
+    assert "they give other features" not in text
 
 
 def test_replay_of_an_abstention_says_that_no_model_was_used(
@@ -142,6 +146,7 @@ def test_replay_of_an_abstention_says_that_no_model_was_used(
         assert "none was used: there are no numbers to make again" in text.stdout
     told = json.loads(run_main("replay", other["prediction_id"], "--json").stdout)
     assert (told["model"], told["values"], told["features_from_candles"]["state"]) == (None, {}, "equal")
+    assert told["identical"] is None
 
     features: dict[str, float | None] = dict.fromkeys(FEATURE_NAMES, 9.0)
     far = {"symbol": "BTCUSDT", "direction": 1, "patterns": ["CDLDOJI"], "time": CUT.isoformat()}
@@ -151,6 +156,9 @@ def test_replay_of_an_abstention_says_that_no_model_was_used(
     assert told["identical"]
     assert told["values"]["confidence"] == {"recorded": None, "again": None, "same": True}
     assert told["values"]["out_of_distribution"]["again"] == withheld["out_of_distribution"]
+    assert told["source"] == "features"
+    shown = run_main("replay", withheld["prediction_id"]).stdout
+    assert "the caller brought its own features; those stored, as known at " in shown
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -122,7 +122,7 @@ def predictions(
     if as_json:
         click.echo(json.dumps([prediction_json(row) for row in rows], indent=2))
     elif rows:
-        console().print(predictions_table(rows))
+        console().print(predictions_table(rows, now=datetime.now(UTC)))
     else:
         click.echo("No such predictions. `alphaplus predict SYMBOL` asks for one.")
 

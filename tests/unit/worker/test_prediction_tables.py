@@ -177,12 +177,22 @@ def test_outcome_is_a_hit_a_miss_open_or_unknown(changes: dict[str, Any], text: 
 
 def test_predictions_are_listed_with_what_replay_takes_and_the_fallback_marked() -> None:
     rows = [prediction(), prediction(served_regime="all", label=0.0, resolved_at=CLOSE, net_return_atr=-2.0)]
-    first, second = (" ".join(line.split()) for line in shown(predictions_table(rows)).splitlines()[3:5])
+    table = predictions_table(rows, now=CLOSE + timedelta(days=91))
+    first, second = (" ".join(line.split()) for line in shown(table).splitlines()[3:5])
     start = "3b3f9a52 10-01 01:00 BTCUSDT 1h short"
     assert first == f"{start} consolidation accept 0.612 0.571 open to 10-01 13:00"
     assert second == f"{start} consolidation* accept 0.612 0.571 miss -2.00"
-    assert "* answered by the symbol's model of all regimes." in shown(predictions_table(rows))
-    assert "*" not in shown(predictions_table(rows[:1]))
+    assert "* answered by the symbol's model of all regimes." in shown(table)
+    assert "*" not in shown(predictions_table(rows[:1], now=CLOSE))
+
+
+def test_predictions_that_are_not_all_of_this_year_are_listed_with_theirs() -> None:
+    new_year = datetime(2019, 12, 31, 23, 0, tzinfo=UTC)
+    rows = [prediction(signal_time=new_year), prediction(signal_time=new_year.replace(year=2018))]
+    assert "2018-12-31 23:00" in shown(predictions_table(rows, now=new_year))
+    assert "2019-12-31 23:00" in shown(predictions_table(rows, now=new_year))
+    assert "2019" not in shown(predictions_table(rows[:1], now=new_year))
+    assert "2019-12-31 23:00" in shown(predictions_table(rows[:1], now=new_year + 2 * timedelta(hours=1)))
 
 
 def test_prediction_as_plain_values_is_json_without_features() -> None:
@@ -220,7 +230,7 @@ def test_accuracy_shows_bounds_where_there_are_enough_signals_and_says_where_not
     assert few.precision.low is None
     keys = [ModelKey("BTCUSDT", "1h", "consolidation"), ModelKey("ETHUSDT", "1h", "all")]
 
-    plain, gains = (shown(one) for one in accuracy_tables(list(zip(keys, (many, few), strict=True))))
+    plain, gains, added = (shown(one) for one in accuracy_tables(list(zip(keys, (many, few), strict=True))))
 
     low, high = many.precision.low, many.precision.high
     assert f"{many.precision.value:.3f} [{low:.3f}, {high:.3f}]" in plain
@@ -228,17 +238,23 @@ def test_accuracy_shows_bounds_where_there_are_enough_signals_and_says_where_not
     assert f"{many.brier.value:.3f}" in plain
     removed = many.false_signals_removed
     assert f"{removed.value:.3f} [{removed.low:.3f}, {removed.high:.3f}]" in gains
-    assert "No bounds where there are too few signals, or too few days of them: ETHUSDT 1h all." in gains
-    assert "No bounds" not in shown(accuracy_tables([(keys[0], many)])[1])
+    assert "No bounds where there are too few signals, or too few days of them: ETHUSDT 1h unknown." in added
+    assert "No bounds" not in shown(accuracy_tables([(keys[0], many)])[2])
+    assert all("Market" in one and "ETHUSDT 1h unknown" in one for one in (plain, gains, added))
+    assert not any("ETHUSDT 1h all" in one or "Model key" in one for one in (plain, gains, added))
+    for one in (many.accuracy_gained_over_pattern, many.false_removed_over_pattern):
+        assert one.low is not None
+        assert f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" in added
+    assert f"{few.false_removed_over_pattern.value:.3f} [" not in added
 
 
 def test_key_that_only_abstained_has_dashes_and_is_not_called_too_few() -> None:
     nothing = Estimate(None, None, None)
     one = judged(12, days=2)
     empty = replace(one, answered=0, base_rate=None, precision=nothing, brier=nothing)
-    plain, gains = accuracy_tables([(ModelKey("BTCUSDT", "1h", "all"), empty)])
-    assert "BTCUSDT 1h all 12 0 - - -" in words(plain)
-    assert "No bounds" not in shown(gains)
+    plain, _, added = accuracy_tables([(ModelKey("BTCUSDT", "1h", "all"), empty)])
+    assert "BTCUSDT 1h unknown 12 0 - - -" in words(plain)
+    assert "No bounds" not in shown(added)
 
 
 def test_widest_tables_fit_100_columns() -> None:
@@ -246,16 +262,36 @@ def test_widest_tables_fit_100_columns() -> None:
     wide = answer(
         patterns=names, model="BTCUSDT 1h all", model_version=1234, fallback=True, regime="consolidation"
     )
+    low = Estimate(-0.825, -0.888, -0.759)
+    lost = replace(
+        judged(400, days=60),
+        resolved=123_456,
+        answered=123_456,
+        compared=123_456,
+        accuracy_gained=low,
+        accuracy_gained_over_pattern=low,
+        false_removed_over_pattern=low,
+    )
     tables: list[RenderableType] = [
+        *accuracy_tables([(ModelKey("1000SHIBUSDT", "15m", "consolidation"), lost)]),
         answers_table([wide, abstention("too_few_candles", direction=-1)]),
-        predictions_table([prediction(symbol="1000SHIBUSDT", interval="15m", served_regime="all")]),
+        *(
+            predictions_table(
+                [
+                    prediction(symbol="1000SHIBUSDT", interval="15m", served_regime="all"),
+                    prediction(resolved_at=CLOSE, decision="abstain", details={"unresolved": "other_market"}),
+                ],
+                now=now,
+            )
+            for now in (CLOSE, CLOSE + timedelta(days=400))
+        ),
         *accuracy_tables([(ModelKey("1000SHIBUSDT", "15m", "consolidation"), judged(400, days=60))]),
     ]
     for one in tables:
         lines = shown(one).splitlines()
         assert max(map(len, lines)) <= 100
         assert "…" not in "".join(lines)
-    text = words(tables[0])
+    text = words(tables[3])
     assert all(name.removeprefix("CDL")[:6] in text for name in names)
 
 
