@@ -19,7 +19,7 @@ from ml.features import WINDOW
 from ml.inference import answer
 from ml.keys import ModelKey
 from ml.sightings import Window
-from ml.signals import MAX_SIGNALS, parse_signals
+from ml.signals import parse_signals
 from tasks import prediction_log
 
 __all__ = ["cold", "drain", "in_process", "many_models"]
@@ -32,6 +32,8 @@ MODELS: Final = 500
 IN_PROCESS_LIMIT_MS: Final = 0.6
 COLD_LIMIT_MS: Final = 15.0
 MODELS_LIMIT_MIB: Final = 400.0
+KEYS_A_REQUEST: Final = 16
+"""While a request is answered its models stay, whatever the cache's bound: 256 would be 256 at once."""
 
 
 def in_process(ground: Ground, candles: Candles) -> list[Measurement]:
@@ -113,10 +115,11 @@ def many_models(pool: Pool, *, own_trees: bool) -> Measurement:
     booster_bytes = copy_champion(pool.ground, key, symbols, own_trees=own_trees)
     with pool.worker(prefix.lower()) as worker, open_line(pool.ours) as ours:
         before = worker.rss_mib()
-        for at in range(0, MODELS, MAX_SIGNALS):
-            answers = ours.by_list([signal | {"symbol": symbol} for symbol in symbols[at : at + MAX_SIGNALS]])
+        for at in range(0, MODELS, KEYS_A_REQUEST):
+            some = symbols[at : at + KEYS_A_REQUEST]
+            answers = ours.by_list([signal | {"symbol": symbol} for symbol in some])
             assert [one["model"] for one in answers] == [
-                str(ModelKey(symbol, key.interval, key.regime)) for symbol in symbols[at : at + MAX_SIGNALS]
+                str(ModelKey(symbol, key.interval, key.regime)) for symbol in some
             ]
         after = worker.rss_mib()
     trees = (
