@@ -167,7 +167,6 @@ def _rolled_back(engine: Engine) -> Iterator[Session]:
 def queries(size: Size) -> dict[str, Query]:
     """Each query by name; ids are those that ``fill`` makes."""
     end = FIRST_OPEN + size.candles_each * HOUR
-    last = FIRST_OPEN + size.predictions * timedelta(minutes=1)
     middle = size.models // 2
     sha256 = hashlib.sha256(f"model {middle}".encode() * 2_000).hexdigest()
     window = {"known_at": end, "start": end - 1024 * HOUR}
@@ -199,6 +198,13 @@ def queries(size: Size) -> dict[str, Query]:
         "artifact in the audit log": lambda s: audit.names_artifact(
             s, subject=str(KEY), model_id=1, sha256=sha256
         ),
+        **_of_predictions(size, end),
+    }
+
+
+def _of_predictions(size: Size, end: datetime) -> dict[str, Query]:
+    last = FIRST_OPEN + size.predictions * timedelta(minutes=1)
+    return {
         "newest 50 predictions": lambda s: predictions.recent(s, limit=50),
         "newest 50 predictions of a key": lambda s: predictions.recent(
             s, symbol=KEY.symbol, interval=KEY.interval, regime=KEY.regime, limit=50

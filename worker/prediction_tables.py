@@ -211,6 +211,13 @@ def accuracy_tables(judged: Sequence[tuple[ModelKey, LiveAccuracy]]) -> tuple[Ta
             _share(one.accuracy_gained_over_pattern),
             _share(one.false_removed_over_pattern),
         )
+    _explain(plain, gains, added, judged)
+    return plain, gains, added
+
+
+def _explain(
+    plain: Table, gains: Table, added: Table, judged: Sequence[tuple[ModelKey, LiveAccuracy]]
+) -> None:
     plain.caption = (
         "Signals: resolved ones. Base: hit rate of all the answered. Brier: smaller is better; Alone: the "
         "patterns' own. Net ATR: mean return of the accepted, after fees."
@@ -228,7 +235,6 @@ def accuracy_tables(judged: Sequence[tuple[ModelKey, LiveAccuracy]]) -> tuple[Ta
         )
     added.caption = "\n".join(notes)
     plain.caption_justify = gains.caption_justify = added.caption_justify = "left"
-    return plain, gains, added
 
 
 def _market(key: ModelKey) -> str:
