@@ -210,7 +210,6 @@ def _of_predictions(size: Size, end: datetime) -> dict[str, Query]:
             s, symbol=KEY.symbol, interval=KEY.interval, regime=KEY.regime, limit=50
         ),
         "newest 50 accepted predictions": lambda s: predictions.recent(s, decision="accept", limit=50),
-        "500 predictions due for their outcome": lambda s: predictions.due(s, end, 500),
         "1,000 predictions whose candles are in": lambda s: outcomes.due(s, end, 1_000),
         "a prediction by its id": lambda s: predictions.get(s, UUID(int=7)),
         "a prediction by 8 digits": lambda s: predictions.beginning(s, f"{7:032x}"[:8], 2),

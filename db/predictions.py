@@ -31,7 +31,6 @@ __all__ = [
     "Prediction",
     "ResolvedPrediction",
     "beginning",
-    "due",
     "get",
     "recent",
     "resolve",
@@ -150,24 +149,6 @@ def beginning(session: Session, digits: str, limit: int) -> Sequence[Prediction]
     return session.scalars(
         sa.select(Prediction).where(Prediction.id.between(first, last)).order_by(Prediction.id).limit(limit)
     ).all()
-
-
-def due(
-    session: Session, now: datetime, limit: int, *, after: tuple[datetime, UUID] | None = None
-) -> Sequence[Prediction]:
-    """At most ``limit`` unresolved predictions whose horizon has ended by ``now``, oldest horizon first.
-
-    Args:
-        session: the caller's.
-        now: the clock's.
-        limit: rows.
-        after: (``horizon_end``, ``id``) of the last one seen, so that some which cannot be resolved yet
-            (their candles are missing) do not hide the others.
-    """
-    query = sa.select(Prediction).where(Prediction.resolved_at.is_(None), Prediction.horizon_end <= now)
-    if after is not None:
-        query = query.where(sa.tuple_(Prediction.horizon_end, Prediction.id) > after)
-    return session.scalars(query.order_by(Prediction.horizon_end, Prediction.id).limit(limit)).all()
 
 
 def resolve(session: Session, outcomes: Iterable[Outcome]) -> int:

@@ -119,6 +119,7 @@ def run_main(
             if name.startswith("ALPHAPLUS_"):
                 monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["alphaplus", *args])
+        capsys.readouterr()  # what the test's own answers have logged is not the command's
         with pytest.raises(SystemExit) as ended:
             main()
         return CommandResult(int(ended.value.code or 0), *capsys.readouterr())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import uuid5
 
@@ -15,7 +15,6 @@ import sqlalchemy as sa
 from celery import Celery
 from sqlalchemy.orm import Session
 
-from db import outcomes as stored_outcomes
 from db.models import Prediction
 from ml.candles import to_datetime
 from ml.config import LabelConfig
@@ -249,68 +248,6 @@ def test_two_runs_at_once_resolve_each_answer_once(system: System, monkeypatch: 
 
     assert got(system.predictions()) == expected(rows.take(np.arange(500, 900)), until=LATER)
     assert sum(part["labelled"] + part["unlabelled"] for part in done) == 400
-
-
-def test_answers_that_stay_open_do_not_hide_those_behind_them(
-    system: System, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(outcomes, "BATCH", 10)
-    rows = batch()
-    now = to_datetime(rows.close_time[630]) + HORIZON
-    system.store(traded().until(now))
-    system.store(traded().until(to_datetime(rows.close_time[500])), symbol="ETHUSDT")
-    system.add(
-        [record(rows, row, symbol="ETHUSDT", id=str(uuid5(NAMES, f"e{row}"))) for row in range(500, 560)]
-    )
-    system.add([record(rows, row) for row in range(600, 630)])
-
-    done = system.run(now)
-
-    assert done["labelled"] + done["unlabelled"] == 30
-    assert {row.symbol for row in system.resolved()} == {"BTCUSDT"}
-
-
-def test_answers_that_wait_for_candles_are_passed_over(system: System) -> None:
-    """Forty older ones wait, of a series that stands still and of one that is an hour short."""
-    rows = batch()
-    now = to_datetime(rows.close_time[640]) + HORIZON
-    system.store(traded().until(now))
-    system.store(traded().until(to_datetime(rows.close_time[500])), symbol="ETHUSDT")
-    system.store(traded().until(to_datetime(rows.close_time[500]) + HORIZON - HOUR), symbol="SOLUSDT")
-    system.add(
-        [
-            record(rows, row, symbol=symbol, id=str(uuid5(NAMES, f"{symbol} {row}")))
-            for row in range(500, 520)
-            for symbol in ("ETHUSDT", "SOLUSDT")
-        ]
-    )
-    system.add([record(rows, row) for row in range(600, 609)])
-
-    def due(now: datetime = now) -> list[str]:
-        with system.resources.transaction() as session:
-            return [row.symbol for row in stored_outcomes.due(session, now, 10)]
-
-    assert due() == ["BTCUSDT"] * 9
-    system.run(now)
-    assert due() == []
-    system.store(traded().until(to_datetime(rows.close_time[500]) + HORIZON), symbol="SOLUSDT")
-    assert set(due()) == {"SOLUSDT"}
-    end = to_datetime(rows.close_time[501]) + HORIZON
-    assert set(due(end + timedelta(days=30, microseconds=1))) == {"ETHUSDT", "SOLUSDT"}
-
-
-def test_after_its_time_a_run_leaves_the_rest_to_the_next(
-    system: System, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(outcomes, "BATCH", 10)
-    monkeypatch.setattr(outcomes, "SECONDS", 0.0)
-    system.store(traded())
-    system.add([record(batch(), row) for row in range(500, 530)])
-
-    assert system.run(LATER) == {"labelled": 0, "unlabelled": 0, "keys": []}
-    monkeypatch.undo()
-    assert len(system.run(LATER)["keys"]) > 0
-    assert len(system.resolved()) == 30
 
 
 def test_a_corrected_signal_candle_moves_no_entry_and_is_noted(system: System) -> None:

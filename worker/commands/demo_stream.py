@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy.engine import Engine
 
 from client import PredictionClient
-from db import candles, predictions
+from db import candles, outcomes
 from db.session import transaction
 from ml.candles import to_datetime
 from ml.errors import StopForOperator
@@ -116,7 +116,7 @@ def store_and_resolve(console: Console, app: Any, settings: Settings) -> None:
 
 def _still_due(engine: Engine, now: datetime) -> bool:
     with transaction(engine) as session:
-        return bool(predictions.due(session, now, 1))
+        return bool(outcomes.due(session, now, 1))
 
 
 def _require_time(deadline: float, what: str) -> None:
