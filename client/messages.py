@@ -10,8 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-import sys
-from array import array
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -160,15 +159,15 @@ def _packed(signal: Any) -> Any:
     """The signal with its rows of candles as base64 of float64: to write and to read a thousand of them as
     JSON takes 3 ms. What does not fit goes as it is, for the worker to name what is wrong."""
     rows = signal.get("candles") if isinstance(signal, Mapping) else None
-    if not isinstance(rows, list) or not all(isinstance(row, list | tuple) and len(row) == 6 for row in rows):
+    if not isinstance(rows, list):
         return signal
     try:
-        numbers = array("d", chain.from_iterable(rows))
-    except (TypeError, OverflowError):
+        if set(map(len, rows)) != {6}:
+            return signal
+        packed = struct.pack(f"<{6 * len(rows)}d", *chain.from_iterable(rows))
+    except (TypeError, OverflowError, struct.error):
         return signal
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return {**signal, "candles": base64.b64encode(numbers.tobytes()).decode("ascii")}
+    return {**signal, "candles": base64.b64encode(packed).decode("ascii")}
 
 
 def read_reply(raw: bytes | str) -> Outcome | None:
