@@ -224,7 +224,7 @@ def _explain(
     )
     gains.caption = "Accuracy gained: precision over base, less 1. No skill: false removed + hits kept = 1."
     notes = [
-        "Over alone: beyond what as many signals of the highest pattern confidence gain and remove,",
+        "Over alone: beyond what as many signals of the highest pattern confidence gain and remove, "
         "which is what the model adds. Under 0 the patterns alone do better.",
     ]
     few = [_market(key) for key, one in judged if one.answered and one.precision.low is None]
