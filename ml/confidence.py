@@ -14,16 +14,14 @@ from datetime import datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.candles import Candles, to_datetime, to_datetime64
-from ml.keys import check_symbol
-from ml.patterns import PATTERN_NAMES, PatternSignal, detect, pattern_names
+from ml.candles import to_datetime64
+from ml.patterns import PATTERN_NAMES, pattern_names
 from ml.rows import SignalRows
 
 __all__ = [
     "BASE_RATE",
     "PRIOR_OUTCOMES",
     "confidence_from",
-    "newest_signals",
     "pattern_confidence",
     "pattern_hit_rates",
 ]
@@ -105,33 +103,6 @@ def confidence_from(rates: Mapping[str, float], patterns: int, direction: int) -
     base = rates[BASE_RATE]
     found = [rates.get(f"{name} {side}", base) for name in pattern_names(patterns)]
     return sum(found) / len(found) if found else base
-
-
-def newest_signals(candles: Candles, *, symbol: str, rates: Mapping[str, float]) -> tuple[PatternSignal, ...]:
-    """What a detector hands over when a candle closes: at most one signal short and one long.
-
-    Args:
-        candles: of the symbol, the newest one closed; at least 20, for patterns compare with candles before.
-        rates: of ``pattern_hit_rates``, for the signals' own confidence.
-
-    Raises:
-        KeyRejected: ``symbol`` cannot name one.
-    """
-    found = detect(candles)
-    newest = np.flatnonzero(found.at == len(candles) - 1)
-    return tuple(
-        PatternSignal(
-            symbol=check_symbol(symbol),
-            interval=candles.interval,
-            time=to_datetime(candles.close_time[-1]),
-            patterns=pattern_names(mask),
-            direction=direction,
-            confidence=confidence_from(rates, mask, direction),
-        )
-        for mask, direction in zip(
-            found.patterns[newest].tolist(), found.direction[newest].tolist(), strict=True
-        )
-    )
 
 
 def _seconds(times: NDArray[np.datetime64]) -> NDArray[np.int64]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 
 import numpy as np
@@ -19,7 +18,6 @@ __all__ = [
     "PATTERN_NAMES",
     "PATTERN_WINDOW",
     "FoundPatterns",
-    "PatternSignal",
     "detect",
     "pattern_mask",
     "pattern_names",
@@ -36,21 +34,6 @@ PATTERN_WINDOW = 32
 
 TICKS_PER_UNIT = 1e8
 """Exchanges quote at most 8 decimals, so prices become whole numbers, which doubles add exactly."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PatternSignal:
-    """What a detector hands over: the patterns of one candle that point one way."""
-
-    symbol: str
-    interval: str
-    time: datetime
-    """Aware, UTC: the candle's close, when the signal was known."""
-    patterns: tuple[str, ...]
-    direction: int
-    """+1 long, -1 short."""
-    confidence: float
-    """Of the patterns alone, in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -165,9 +165,10 @@ def find_signals(known: Candles, *, symbol: str, now: datetime, max_age_bars: fl
 
 
 def _newest(candles: Candles) -> tuple[DetectedSignal, ...]:
-    """Of the last candle; patterns compare with some 20 candles before."""
-    from ml.patterns import detect, pattern_names
+    """Of the last candle."""
+    from ml.patterns import PATTERN_WINDOW, detect, pattern_names
 
+    candles = candles.slice(-PATTERN_WINDOW)
     found = detect(candles)
     newest = found.at == len(candles) - 1
     pairs = zip(found.direction[newest].tolist(), found.patterns[newest].tolist(), strict=True)

@@ -10,7 +10,7 @@ import pytest
 import talib
 
 from ml.candles import Candles, to_datetime
-from ml.confidence import BASE_RATE, PRIOR_OUTCOMES, confidence_from, newest_signals, pattern_hit_rates
+from ml.confidence import BASE_RATE, PRIOR_OUTCOMES, confidence_from, pattern_hit_rates
 from ml.config import LabelConfig, SplitConfig
 from ml.dataset import (
     FEATURE_SET,
@@ -26,7 +26,7 @@ from ml.features import FEATURE_NAMES, FEATURES, WINDOW, market_features
 from ml.keys import REGIMES
 from ml.labels import triple_barrier, uniqueness
 from ml.noise import clean
-from ml.patterns import detect, pattern_mask, pattern_names
+from ml.patterns import detect, pattern_names
 from ml.regimes import LOOKBACK, classify
 from ml.rows import SignalRows
 from tests.real_candles import real_candles
@@ -138,18 +138,6 @@ def test_the_table_of_rates_gives_a_live_signal_what_its_row_has(rows: SignalRow
         rates = pattern_hit_rates(rows, to_datetime(rows.close_time[i]), horizon=HORIZON)
         live = confidence_from(rates, int(rows.patterns[i]), int(rows.direction[i]))
         assert live == pytest.approx(rows.pattern_confidence[i], rel=1e-12)
-
-
-def test_the_newest_candles_signals_are_those_of_its_rows(candles: Candles, rows: SignalRows) -> None:
-    moment = rows.close_time[np.flatnonzero(np.diff(rows.close_time) == np.timedelta64(0))[-1]]
-    now = to_datetime(moment)
-    rates = pattern_hit_rates(rows, now, horizon=HORIZON)
-    signals = newest_signals(candles.until(now), symbol="BTCUSDT", rates=rates)
-    own = rows.take(rows.close_time == moment)
-    assert [signal.direction for signal in signals] == own.direction.tolist() == [-1, 1]
-    assert [pattern_mask(signal.patterns) for signal in signals] == own.patterns.tolist()
-    assert [signal.confidence for signal in signals] == pytest.approx(own.pattern_confidence.tolist())
-    assert {(signal.symbol, signal.interval, signal.time) for signal in signals} == {("BTCUSDT", "1h", now)}
 
 
 def test_the_table_of_rates_of_a_cut_is_that_of_the_rows_known_then(
