@@ -30,10 +30,16 @@ FAST = {
 LOCKED = "beat: Acquired lock"
 
 
-def sent(redis_url: str, queue: str) -> list[str]:
-    """Ids of the messages that wait on a queue, oldest first."""
+def sent(redis_url: str, queue: str, task: str) -> list[str]:
+    """Ids of a task's messages that wait on a queue, oldest first."""
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        return [json.loads(message)["headers"]["id"] for message in reversed(client.lrange(queue, 0, -1))]
+        headers = [json.loads(message)["headers"] for message in reversed(client.lrange(queue, 0, -1))]
+    return [header["id"] for header in headers if header["task"] == task]
+
+
+def sweeps(redis_url: str) -> list[str]:
+    """Ids of the sweeps that were sent; other entries of the schedule use the same queue."""
+    return sent(redis_url, "maintenance", "tasks.sweep_jobs")
 
 
 def make_due(redis_url: str, name: str) -> None:
@@ -54,16 +60,16 @@ def test_entry_added_while_beat_runs_is_sent_and_has_its_job_row(
 ) -> None:
     beat = processes(beat_argv(), settings_env | FAST)
     beat.wait_for_line(LOCKED)
-    beat.wait_for(lambda: len(sent(redis_url, "maintenance")) >= 2, "two sweeps")
+    beat.wait_for(lambda: len(sweeps(redis_url)) >= 2, "two sweeps")
 
     added = run_cli("schedule", "add", "SOLUSDT", "trending", "0 9 * * *", "--json", env=FAST)
     assert added.exit_code == 0, added.stderr
     assert [entry["name"] for entry in json.loads(added.stdout)] == ["train-SOLUSDT-trending"]
     make_due(redis_url, "train-SOLUSDT-trending")
-    beat.wait_for(lambda: len(sent(redis_url, "training")) == 1, "the added training")
+    beat.wait_for(lambda: len(sent(redis_url, "training", "tasks.train")) == 1, "the added training")
     with transaction(engine) as session:
         [job] = jobs.recent(session, 10)
-        assert [job.id] == sent(redis_url, "training")
+        assert [job.id] == sent(redis_url, "training", "tasks.train")
         assert (str(job.key), job.state, job.reason) == ("SOLUSDT 1h trending", "queued", "schedule")
 
     assert run_cli("schedule", "remove", "sweep-jobs", env=FAST).exit_code == 0
@@ -73,10 +79,12 @@ def test_entry_added_while_beat_runs_is_sent_and_has_its_job_row(
     assert entries["sweep-jobs"]["state"] == "removed"
     assert entries["train-SOLUSDT-trending"]["last_job"]["id"] == job.id
 
-    before = len(sent(redis_url, "maintenance"))
+    before = len(sweeps(redis_url))
     make_due(redis_url, "train-BTCUSDT-volatile")
-    beat.wait_for(lambda: len(sent(redis_url, "training")) == 2, "a training after the sweep was removed")
-    assert len(sent(redis_url, "maintenance")) == before
+    beat.wait_for(
+        lambda: len(sent(redis_url, "training", "tasks.train")) == 2, "a training after the sweep was removed"
+    )
+    assert len(sweeps(redis_url)) == before
     assert beat.terminate() == 0
     assert run_cli("schedule", "status", env=FAST).exit_code == 1
 
@@ -88,14 +96,14 @@ def test_second_beat_waits_and_takes_over_from_a_killed_one(
     first.wait_for_line(LOCKED)
     second = processes(beat_argv(), settings_env | FAST)
     second.wait_for_line("beat: Starting...")
-    first.wait_for(lambda: len(sent(redis_url, "maintenance")) >= 3, "three sweeps")
+    first.wait_for(lambda: len(sweeps(redis_url)) >= 3, "three sweeps")
     assert LOCKED not in second.log.read_text()
 
     first.kill()
-    before = len(sent(redis_url, "maintenance"))
+    before = len(sweeps(redis_url))
     second.wait_for_line(LOCKED)
-    second.wait_for(lambda: len(sent(redis_url, "maintenance")) >= before + 2, "sweeps of the second beat")
-    ids = sent(redis_url, "maintenance")
+    second.wait_for(lambda: len(sweeps(redis_url)) >= before + 2, "sweeps of the second beat")
+    ids = sweeps(redis_url)
     assert len(ids) == len(set(ids))
 
 
