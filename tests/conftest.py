@@ -24,6 +24,7 @@ from types import FrameType
 import psycopg2
 import pytest
 import redis
+import structlog
 from sqlalchemy.engine import Engine, make_url
 
 from runtime.server_record import ProcessMark, ServerRecord
@@ -93,6 +94,13 @@ def _once(name: str) -> Iterator[bool]:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield not done.exists()
         done.touch()
+
+
+@pytest.fixture(autouse=True)
+def _no_log_context() -> Iterator[None]:
+    """A task that a test runs in its own process binds its name to the log: the next test's logs have none."""
+    yield
+    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture(scope="session")
