@@ -98,7 +98,7 @@ def _once(name: str) -> Iterator[bool]:
 
 @pytest.fixture(autouse=True)
 def _no_log_context() -> Iterator[None]:
-    """A task that a test runs in its own process binds its name to the log: the next test's logs have none."""
+    """What a task in a test's own process binds to the log is not in the next test's lines."""
     yield
     structlog.contextvars.clear_contextvars()
 
