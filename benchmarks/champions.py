@@ -51,9 +51,7 @@ SOURCE: Final = "benchmark"
 
 SETTINGS: Final[dict[str, Any]] = {"max_signal_age_bars": SIGNAL_AGE_BARS}
 """Of the workers, where they differ from the defaults: lists shall have many candle times."""
-LIMITS: Final = Limits(
-    max_model_age=timedelta(days=45), max_signal_age_bars=SIGNAL_AGE_BARS, max_out_of_distribution=0.2
-)
+LIMITS: Final = Limits(max_model_age=timedelta(days=45), max_out_of_distribution=0.2)
 TRAINING: Final[dict[str, Any]] = {
     "pool": "symbol",
     "bootstrap_samples": 100,

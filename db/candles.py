@@ -22,7 +22,17 @@ from ml.candles import OHLCV, Candles, to_datetime
 from ml.errors import CandlesRejected
 from ml.keys import check_symbol, interval_duration
 
-__all__ = ["Series", "Written", "find_series", "fingerprint", "latest_open_time", "read", "series", "write"]
+__all__ = [
+    "Series",
+    "Written",
+    "find_series",
+    "fingerprint",
+    "latest_open_time",
+    "read",
+    "series",
+    "symbols",
+    "write",
+]
 
 # COPY's binary format: https://www.postgresql.org/docs/current/sql-copy.html
 _HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
@@ -164,6 +174,11 @@ def series(session: Session) -> list[Series]:
     """Every series stored, by symbol and interval."""
     rows = session.scalars(sa.select(CandleSeries).order_by(CandleSeries.symbol, CandleSeries.interval))
     return [_series(row) for row in rows]
+
+
+def symbols(session: Session, interval: str) -> list[str]:
+    """Symbols of which candles of this interval are stored, sorted."""
+    return [one.symbol for one in series(session) if one.interval == interval]
 
 
 def find_series(session: Session, symbol: str, interval: str) -> Series | None:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from db.models import CandleSeries, Prediction
+from db.predictions import EACH_KEY
 from ml.candles import to_datetime64
 from ml.keys import INTERVALS, ModelKey, interval_duration
 from ml.live_accuracy import ResolvedSignals
@@ -131,18 +132,8 @@ def _floats(rows: Sequence[sa.Row[Any]], name: str) -> np.ndarray[Any, np.dtype[
     return np.array([getattr(row, name) for row in rows], dtype=np.float64)
 
 
-# Hops from key to key along the index: there are few keys and many predictions.
-_KEYS = sa.text("""
-    WITH RECURSIVE keys AS (
-        (SELECT symbol, interval, regime FROM ml_performance_tracking
-         ORDER BY symbol, interval, regime LIMIT 1)
-        UNION ALL
-        SELECT next.* FROM keys CROSS JOIN LATERAL (
-            SELECT symbol, interval, regime FROM ml_performance_tracking
-            WHERE (symbol, interval, regime) > (keys.symbol, keys.interval, keys.regime)
-            ORDER BY symbol, interval, regime LIMIT 1
-        ) AS next
-    )
+_KEYS = sa.text(f"""
+    {EACH_KEY}
     SELECT symbol, interval, regime FROM keys
     WHERE CAST(:symbol AS text) IS NULL OR symbol = :symbol
     ORDER BY symbol, interval, regime

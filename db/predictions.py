@@ -27,6 +27,7 @@ from ml.keys import MODEL_REGIMES, check_symbol
 
 __all__ = [
     "COLUMNS",
+    "EACH_KEY",
     "Outcome",
     "Prediction",
     "ResolvedPrediction",
@@ -315,6 +316,21 @@ _ENCODERS: dict[str, tuple[str, Callable[[Any], str]]] = {
     name: _TYPES[kind] for name, kind in _COLUMN_TYPES.items()
 }
 
+EACH_KEY = """
+WITH RECURSIVE keys AS (
+    (SELECT symbol, interval, regime FROM ml_performance_tracking
+     ORDER BY symbol, interval, regime LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM keys CROSS JOIN LATERAL (
+        SELECT symbol, interval, regime FROM ml_performance_tracking
+        WHERE (symbol, interval, regime) > (keys.symbol, keys.interval, keys.regime)
+        ORDER BY symbol, interval, regime LIMIT 1
+    ) AS next
+)
+"""
+"""Begins a query with the table's keys: hops from one to the next along the index, for there are few keys and
+many predictions (PostgreSQL's wiki calls it a loose index scan)."""
+
 _STAGING = sa.text(
     "CREATE TEMPORARY TABLE IF NOT EXISTS staged_predictions (position integer, "
     + ", ".join(f"{name} {kind}" for name, kind in _COLUMN_TYPES.items())
@@ -328,18 +344,8 @@ _INSERT = sa.text(f"""
     ON CONFLICT (id, signal_time) DO NOTHING
 """)
 
-# The first CTE hops from key to key along the index (PostgreSQL's wiki calls it a loose index scan).
-_RECENT = sa.text("""
-    WITH RECURSIVE keys AS (
-        (SELECT symbol, interval, regime FROM ml_performance_tracking
-         ORDER BY symbol, interval, regime LIMIT 1)
-        UNION ALL
-        SELECT next.* FROM keys CROSS JOIN LATERAL (
-            SELECT symbol, interval, regime FROM ml_performance_tracking
-            WHERE (symbol, interval, regime) > (keys.symbol, keys.interval, keys.regime)
-            ORDER BY symbol, interval, regime LIMIT 1
-        ) AS next
-    )
+_RECENT = sa.text(f"""
+    {EACH_KEY}
     SELECT newest.* FROM keys CROSS JOIN LATERAL (
         SELECT * FROM ml_performance_tracking
         WHERE symbol = keys.symbol AND interval = keys.interval AND regime = keys.regime

@@ -61,7 +61,6 @@ class Limits:
     """What a model may not exceed to be heard."""
 
     max_model_age: timedelta
-    max_signal_age_bars: float
     max_out_of_distribution: float
 
 

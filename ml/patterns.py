@@ -19,6 +19,7 @@ __all__ = [
     "PATTERN_WINDOW",
     "FoundPatterns",
     "detect",
+    "newest_patterns",
     "pattern_mask",
     "pattern_names",
 ]
@@ -70,6 +71,14 @@ def detect(candles: Candles) -> FoundPatterns:
         np.bitwise_or.at(masks, (row, (strength[found] > 0).view(np.int8)), BITS[bit])
     at, side = np.nonzero(masks)
     return FoundPatterns(at=at, direction=(2 * side - 1).astype(np.int8), patterns=masks[at, side])
+
+
+def newest_patterns(candles: Candles) -> dict[int, int]:
+    """Direction -> mask of the last candle's patterns, short before long; a side without any is not there."""
+    tail = candles.slice(-PATTERN_WINDOW)
+    found = detect(tail)
+    newest = found.at == len(tail) - 1
+    return dict(zip(found.direction[newest].tolist(), found.patterns[newest].tolist(), strict=True))
 
 
 @lru_cache(maxsize=65_536)

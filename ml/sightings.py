@@ -13,7 +13,7 @@ from ml.candles import Candles, to_datetime, to_datetime64
 from ml.dataset import Market, read_market, row_features
 from ml.features import FEATURE_NAMES, WINDOW
 from ml.noise import clean
-from ml.patterns import PATTERN_WINDOW, detect
+from ml.patterns import newest_patterns
 from ml.regimes import classify_measures
 from ml.signals import SignalRequest
 
@@ -108,12 +108,7 @@ class Window:
         if request.patterns is not None:
             return request.patterns
         if row not in self._found:
-            tail = self._cleaned.slice(max(0, row + 1 - PATTERN_WINDOW), row + 1)
-            found = detect(tail)
-            last = found.at == len(tail) - 1
-            self._found[row] = dict(
-                zip(found.direction[last].tolist(), found.patterns[last].tolist(), strict=True)
-            )
+            self._found[row] = newest_patterns(self._cleaned.slice(0, row + 1))
         return self._found[row].get(request.direction, 0)
 
     def _newest(self, first: int) -> Market:

@@ -86,7 +86,6 @@ class Answering:
         )
         self._limits = Limits(
             max_model_age=timedelta(days=settings.max_model_age_days),
-            max_signal_age_bars=settings.max_signal_age_bars,
             max_out_of_distribution=settings.max_out_of_distribution,
         )
         self._horizon_bars = TrainingConfig.from_mapping(settings.training).labels.horizon_bars
@@ -216,7 +215,7 @@ class Answering:
 
     def _oldest(self, interval: str, now: datetime) -> datetime:
         """Close of the oldest candle whose signals are answered."""
-        return now - self._limits.max_signal_age_bars * interval_duration(interval)
+        return now - self._resources.settings.max_signal_age_bars * interval_duration(interval)
 
     def _refuse_symbol(self, series: tuple[str, str], field: str) -> None:
         symbol, interval = series

@@ -178,7 +178,7 @@ def sync(
         raise InputRejected("since", since.isoformat(), f"a time before {now.isoformat()}")
     closed_by = min(now, exchange.now())
     with transaction() as session:
-        known = _known(session, symbol, interval)
+        known = candles.find_series(session, symbol, interval)
     done = Synced(symbol=symbol, interval=interval, source=exchange.name)
     oldest = known.last_open if known else closed_by
     pages = _missing(exchange, known, symbol=symbol, interval=interval, since=since, closed_by=closed_by)
@@ -197,11 +197,6 @@ def sync(
     missing = sum(gap.missing for gap in done.gaps)
     log.info("candles_synced", **done.as_json() | {"gaps": len(done.gaps), "missing": missing})
     return done
-
-
-def _known(session: Session, symbol: str, interval: str) -> candles.Series | None:
-    matching = (row for row in candles.series(session) if (row.symbol, row.interval) == (symbol, interval))
-    return next(matching, None)
 
 
 def _missing(

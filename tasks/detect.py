@@ -149,6 +149,7 @@ def find_signals(known: Candles, *, symbol: str, now: datetime, max_age_bars: fl
         max_age_bars: a candle that closed longer ago, counted in candles, gives none.
     """
     from ml.noise import clean
+    from ml.patterns import newest_patterns, pattern_names
 
     if not len(known):
         return Detection(symbol=symbol, interval=known.interval, reason="no_candle")
@@ -160,18 +161,8 @@ def find_signals(known: Candles, *, symbol: str, now: datetime, max_age_bars: fl
     newest_open = to_datetime(known.open_time[-1])
     if cleaned.dropped and cleaned.dropped[-1].open_time == newest_open:
         return replace(found, reason="noisy_candle", noise=cleaned.dropped[-1].reason)
-    signals = _newest(cleaned.candles)
-    return replace(found, signals=signals) if signals else replace(found, reason="no_pattern")
-
-
-def _newest(candles: Candles) -> tuple[DetectedSignal, ...]:
-    """Of the last candle."""
-    from ml.patterns import PATTERN_WINDOW, detect, pattern_names
-
-    candles = candles.slice(-PATTERN_WINDOW)
-    found = detect(candles)
-    newest = found.at == len(candles) - 1
-    pairs = zip(found.direction[newest].tolist(), found.patterns[newest].tolist(), strict=True)
-    return tuple(
-        DetectedSignal(direction=direction, patterns=pattern_names(mask)) for direction, mask in pairs
+    signals = tuple(
+        DetectedSignal(direction=direction, patterns=pattern_names(mask))
+        for direction, mask in newest_patterns(cleaned.candles).items()
     )
+    return replace(found, signals=signals) if signals else replace(found, reason="no_pattern")

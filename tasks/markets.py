@@ -15,13 +15,12 @@ from typing import Final
 from sqlalchemy.orm import Session
 
 from db import candles
-from ml.candles import Candles
 from ml.errors import StoreUnavailable
 from ml.features import WINDOW
 from ml.keys import interval_duration
 from ml.sightings import Window
 
-__all__ = ["MarketCache", "newest_due"]
+__all__ = ["MarketCache", "newest_due", "read_window"]
 
 SPARE_CANDLES: Final = 128
 """Read beyond ``WINDOW``, so that a few missing candles leave enough, and a few new ones find room."""
@@ -45,6 +44,23 @@ def newest_due(interval: str, now: datetime) -> datetime:
     return now - (now - _EPOCH) % interval_duration(interval)
 
 
+def read_window(
+    session: Session, symbol: str, interval: str, *, known_at: datetime, max_signal_age_bars: float
+) -> Window:
+    """The stored candles that signals of a series are seen in, as they were known at ``known_at`` (aware).
+
+    Args:
+        session: the caller's.
+        symbol: as in ``ml.keys``.
+        interval: as in ``ml.keys``.
+        known_at: candles that closed later are not read.
+        max_signal_age_bars: how far back signals may lie.
+    """
+    rows = WINDOW + SPARE_CANDLES + math.ceil(max_signal_age_bars)
+    start = known_at - (rows + 1) * interval_duration(interval)
+    return Window(candles.read(session, symbol, interval, known_at=known_at, start=start))
+
+
 class MarketCache:
     """Windows of the stored series. Threads may share it.
 
@@ -64,7 +80,7 @@ class MarketCache:
     ) -> None:
         self._transaction = transaction
         self._check_seconds = check_seconds
-        self._rows = WINDOW + SPARE_CANDLES + math.ceil(max_signal_age_bars)
+        self._max_signal_age_bars = max_signal_age_bars
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
         self._lock = threading.RLock()
         self.reads = 0
@@ -98,7 +114,7 @@ class MarketCache:
     def known_symbols(self, interval: str) -> list[str]:
         """Symbols of which candles of this interval are stored. Raises StoreUnavailable."""
         with self._transaction() as session:
-            return [one.symbol for one in candles.series(session) if one.interval == interval]
+            return candles.symbols(session, interval)
 
     def _refresh(
         self, series: tuple[str, str], entry: _Entry | None, known_at: datetime, *, held: bool
@@ -122,10 +138,7 @@ class MarketCache:
             if entry is not None and entry.version == version and (held or entry.due == due):
                 entry.trusted_until = trusted_until
                 return entry
-            read = self._read(session, series, known_at)
+            age_bars = self._max_signal_age_bars
+            window = read_window(session, *series, known_at=known_at, max_signal_age_bars=age_bars)
         self.reads += 1
-        return _Entry(Window(read), version, due, trusted_until)
-
-    def _read(self, session: Session, series: tuple[str, str], known_at: datetime) -> Candles:
-        step = interval_duration(series[1])
-        return candles.read(session, *series, known_at=known_at, start=known_at - (self._rows + 1) * step)
+        return _Entry(window, version, due, trusted_until)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session
 
@@ -30,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 
 class ImpatientStore:
-    """Transactions that fail soon, and for a while at once. The process's caches share one.
+    """Transactions that fail soon, and for a while at once. The caches of a process share one, made there.
 
     Args:
         url: of the database.
@@ -38,11 +35,14 @@ class ImpatientStore:
     """
 
     def __init__(self, url: str, *, most_pause_seconds: float) -> None:
-        self._url = url
+        self._engine = create_engine(
+            url,
+            application_name="alphaplus inference",
+            connect_seconds=CONNECT_SECONDS,
+            statement_seconds=STATEMENT_SECONDS,
+        )
         self._most_pause_seconds = most_pause_seconds
-        self._engine: tuple[int, sa.Engine] | None = None
         self._paused_until = 0.0
-        self._lock = threading.Lock()
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -55,7 +55,7 @@ class ImpatientStore:
             raise StoreUnavailable("the database failed a moment ago; not asked again yet")
         started = time.monotonic()
         try:
-            with transaction(self._own_engine()) as session:
+            with transaction(self._engine) as session:
                 yield session
         except (StoreUnavailable, StoreFull) as error:
             ended = time.monotonic()
@@ -63,16 +63,3 @@ class ImpatientStore:
             self._paused_until = ended + pause
             log.warning("database_left_alone", error=str(error), pause_seconds=round(pause, 1))
             raise StoreUnavailable(str(error)) from error
-
-    def _own_engine(self) -> sa.Engine:
-        """This process's: connections do not survive a fork."""
-        with self._lock:
-            if self._engine is None or self._engine[0] != os.getpid():
-                engine = create_engine(
-                    self._url,
-                    application_name="alphaplus inference",
-                    connect_seconds=CONNECT_SECONDS,
-                    statement_seconds=STATEMENT_SECONDS,
-                )
-                self._engine = (os.getpid(), engine)
-            return self._engine[1]

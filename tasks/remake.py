@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,19 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from db import candles, registry
+from db import registry
 from db.predictions import Prediction
 from ml.artifact import Model, library_versions
 from ml.confidence import confidence_from
 from ml.dataset import ROW_FEATURE_NAMES
 from ml.errors import ArtifactCorrupt
-from ml.features import WINDOW
 from ml.inference import judge
-from ml.keys import interval_duration
 from ml.patterns import pattern_mask
-from ml.sightings import Window
 from ml.signals import SignalRequest
-from tasks.markets import SPARE_CANDLES
+from tasks.markets import read_window
 from tasks.stored_model import load
 
 __all__ = ["Compared", "FromCandles", "Remade", "brings_own_confidence", "remade_json", "remake"]
@@ -152,10 +148,9 @@ def _from_candles(
     session: Session, row: Prediction, recorded: Features, max_signal_age_bars: float
 ) -> FromCandles:
     """By the code that answered, from the window that a worker reads; a caller may have brought another."""
-    step = interval_duration(row.interval)
-    rows = WINDOW + SPARE_CANDLES + math.ceil(max_signal_age_bars)
-    start = row.as_of - (rows + 1) * step
-    known = candles.read(session, row.symbol, row.interval, known_at=row.as_of, start=start)
+    window = read_window(
+        session, row.symbol, row.interval, known_at=row.as_of, max_signal_age_bars=max_signal_age_bars
+    )
     request = SignalRequest(
         symbol=row.symbol,
         interval=row.interval,
@@ -167,7 +162,7 @@ def _from_candles(
         candles=None,
         features=None,
     )
-    [seen] = Window(known).see([request], [row.signal_time])
+    [seen] = window.see([request], [row.signal_time])
     if seen.features is None:
         return FromCandles("not_made", reason=seen.missing)
     made = seen.features

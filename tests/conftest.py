@@ -178,6 +178,16 @@ def trained_database_url(servers: ServerRecord, _admin: psycopg2.extensions.conn
 
 
 @pytest.fixture
+def trained_engine(trained_database_url: str) -> Iterator[Engine]:
+    """An engine on that database."""
+    from db.session import create_engine
+
+    engine = create_engine(trained_database_url, application_name="tests")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
 def trained_env(base_env: dict[str, str], trained_database_url: str, redis_url: str) -> dict[str, str]:
     """`base_env` with that database, the test's broker, and a replay that begins after the data cut."""
     from tests.trained import REPLAY_ENV

@@ -12,15 +12,14 @@ from uuid import uuid4
 import pytest
 import redis
 from pydantic import SecretStr
-from sqlalchemy.engine import Engine
 
-from db.session import create_engine
 from runtime.settings import Settings
 from tasks.answering import Answering
 from tasks.base import Resources
 from tasks.outcomes import resolve_due
 from tasks.prediction_log import drain
 from tests.newest_signals import NOW
+from tests.predicting import Caller
 from tests.processes import CommandResult, RunningProcess, run_command, script
 from tests.trained import FixedClock, resources_of
 from worker.cli import main
@@ -81,11 +80,18 @@ def cli(trained_env: dict[str, str]) -> Callable[..., CommandResult]:
 
 
 @pytest.fixture
-def trained_engine(trained_database_url: str) -> Iterator[Engine]:
-    """On the test's trained database."""
-    engine = create_engine(trained_database_url, application_name="tests")
-    yield engine
-    engine.dispose()
+def caller(redis_url: str) -> Iterator[Caller]:
+    """A stranger with Celery, on the test's broker."""
+    caller = Caller(redis_url)
+    yield caller
+    caller.close()
+
+
+@pytest.fixture
+def worker(trained_env: dict[str, str], worker_process: Callable[..., RunningProcess]) -> RunningProcess:
+    """One inference worker that checks champions every hour: what it learns sooner, it was told."""
+    env = trained_env | {"ALPHAPLUS_CHAMPION_CHECK_SECONDS": "3600", "ALPHAPLUS_MAX_SIGNAL_AGE_BARS": "400"}
+    return worker_process("inference", "--pool=solo", env=env)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -16,13 +16,6 @@ from tests.predicting import SIGNAL, Caller, check_answer, wait_until
 from tests.processes import RunningProcess, run_command, script
 
 pytestmark = pytest.mark.inference
-
-
-@pytest.fixture
-def caller(redis_url: str) -> Iterator[Caller]:
-    caller = Caller(redis_url)
-    yield caller
-    caller.close()
 
 
 @pytest.fixture

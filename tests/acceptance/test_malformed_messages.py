@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -17,13 +17,6 @@ from tests.processes import RunningProcess
 pytestmark = pytest.mark.inference
 
 Change = Callable[[dict[str, Any]], object]
-
-
-@pytest.fixture
-def caller(redis_url: str) -> Iterator[Caller]:
-    caller = Caller(redis_url)
-    yield caller
-    caller.close()
 
 
 def body(value: object) -> Change:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +14,7 @@ from celery import Celery
 from sqlalchemy.engine import Engine
 
 from db import registry
-from db.session import create_engine, transaction
+from db.session import transaction
 from ml.candles import to_datetime64
 from ml.config import LabelConfig
 from ml.dataset import build_rows
@@ -30,27 +30,6 @@ from tests.trained import CUT
 from worker.replay import move_replay
 
 pytestmark = pytest.mark.inference
-
-
-@pytest.fixture
-def caller(redis_url: str) -> Iterator[Caller]:
-    caller = Caller(redis_url)
-    yield caller
-    caller.close()
-
-
-@pytest.fixture
-def trained_engine(trained_database_url: str) -> Iterator[Engine]:
-    engine = create_engine(trained_database_url, application_name="tests")
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def worker(trained_env: dict[str, str], worker_process: Callable[..., RunningProcess]) -> RunningProcess:
-    """One inference worker that checks champions every hour: what it learns sooner, it was told."""
-    env = trained_env | {"ALPHAPLUS_CHAMPION_CHECK_SECONDS": "3600", "ALPHAPLUS_MAX_SIGNAL_AGE_BARS": "400"}
-    return worker_process("inference", "--pool=solo", env=env)
 
 
 def test_answers_equal_what_training_says_of_the_same_signals(

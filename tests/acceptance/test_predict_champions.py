@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,34 +11,13 @@ from sqlalchemy.engine import Engine
 
 from db import registry
 from db.models import Artifact
-from db.session import create_engine, transaction
+from db.session import transaction
 from ml.keys import ModelKey
 from tests.predicting import NOW, SIGNAL, Caller, wait_until
 from tests.processes import RunningProcess
 from tests.trained import CHAMPIONS, resources_of, train
 
 pytestmark = pytest.mark.inference
-
-
-@pytest.fixture
-def caller(redis_url: str) -> Iterator[Caller]:
-    caller = Caller(redis_url)
-    yield caller
-    caller.close()
-
-
-@pytest.fixture
-def trained_engine(trained_database_url: str) -> Iterator[Engine]:
-    engine = create_engine(trained_database_url, application_name="tests")
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def worker(trained_env: dict[str, str], worker_process: Callable[..., RunningProcess]) -> RunningProcess:
-    """One inference worker that checks champions every hour: what it learns sooner, it was told."""
-    env = trained_env | {"ALPHAPLUS_CHAMPION_CHECK_SECONDS": "3600", "ALPHAPLUS_MAX_SIGNAL_AGE_BARS": "400"}
-    return worker_process("inference", "--pool=solo", env=env)
 
 
 def test_a_promotion_reaches_the_worker_without_a_wait(

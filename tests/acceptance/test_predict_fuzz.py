@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,13 +79,6 @@ def check_refusal(reply: dict[str, Any]) -> None:
     assert error["type"] in {"InputRejected", "KeyRejected", "CandlesRejected"}
     assert all(isinstance(part, str) and len(part) < 600 for part in error.values())
     assert error["limit"]
-
-
-@pytest.fixture
-def caller(redis_url: str) -> Iterator[Caller]:
-    caller = Caller(redis_url)
-    yield caller
-    caller.close()
 
 
 @pytest.mark.timeout(600)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from db.session import create_engine
 from tests.predicting import SIGNAL, Caller, at, recorded
 from tests.processes import RunningProcess
 
@@ -17,20 +16,6 @@ pytestmark = pytest.mark.inference
 
 LOCK = sa.text("LOCK TABLE ml_models, candle_series IN ACCESS EXCLUSIVE MODE")
 CHECK_SECONDS = 0.2
-
-
-@pytest.fixture
-def caller(redis_url: str) -> Iterator[Caller]:
-    caller = Caller(redis_url)
-    yield caller
-    caller.close()
-
-
-@pytest.fixture
-def trained_engine(trained_database_url: str) -> Iterator[Engine]:
-    engine = create_engine(trained_database_url, application_name="tests")
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import sqlalchemy as sa
@@ -11,7 +9,7 @@ from sqlalchemy.engine import Engine
 
 from db import registry
 from db.models import Artifact
-from db.session import create_engine, transaction
+from db.session import transaction
 from ml.errors import ArtifactCorrupt
 from ml.keys import ModelKey
 from tasks.stored_model import load
@@ -19,13 +17,6 @@ from tasks.stored_model import load
 pytestmark = pytest.mark.inference
 
 TRENDING = ModelKey("BTCUSDT", "1h", "trending")
-
-
-@pytest.fixture
-def trained_engine(trained_database_url: str) -> Iterator[Engine]:
-    engine = create_engine(trained_database_url, application_name="tests")
-    yield engine
-    engine.dispose()
 
 
 def test_models_of_one_fit_share_its_trees_and_read_their_bytes_once(trained_engine: Engine) -> None:

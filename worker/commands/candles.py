@@ -224,21 +224,11 @@ def gaps(symbol: str, interval: str | None, as_json: bool) -> None:
 @contextlib.contextmanager
 def _transaction(settings: Settings) -> Iterator[Session]:
     """One transaction on a connection of its own. Raises ServersMissing, StoreUnavailable, SchemaOutdated."""
-    import psycopg2
-    from sqlalchemy.exc import ProgrammingError
+    from db.session import transaction
+    from worker.database import command_engine
 
-    from db.session import create_engine, transaction
-
-    engine = create_engine(settings.required_database_url, application_name="alphaplus candles", pooled=False)
-    try:
-        with transaction(engine) as session:
-            yield session
-    except (ProgrammingError, psycopg2.ProgrammingError):
-        # Looked at only now: Alembic takes a third of a second to import.
-        from db.schema import require_current
-
-        require_current(engine)
-        raise
+    with command_engine(settings) as engine, transaction(engine) as session:
+        yield session
 
 
 def _write(

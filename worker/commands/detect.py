@@ -129,7 +129,7 @@ def _stored(engine: Engine, symbols: Sequence[str], interval: str, settings: Set
     """
     interval_duration(interval)
     with transaction(engine) as session:
-        stored = [one.symbol for one in candles.series(session) if one.interval == interval]
+        stored = candles.symbols(session, interval)
     watched = list(symbols) or [symbol for symbol in settings.symbols if symbol in stored]
     for symbol in watched or settings.symbols[:1]:
         if check_symbol(symbol) not in stored:

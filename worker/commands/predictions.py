@@ -251,7 +251,7 @@ def _newest(settings: Settings, symbol: str, interval: str) -> Detection:
     with command_engine(settings) as engine, transaction(engine) as session:
         found = read_signals(session, symbol=symbol, interval=interval, now=now, max_age_bars=max_age_bars)
         if found.close_time is None:
-            stored = [one.symbol for one in candles.series(session) if one.interval == interval]
+            stored = candles.symbols(session, interval)
             limit = f"a symbol with {interval} candles: {', '.join(stored) or 'none yet'}"
             raise KeyRejected("symbol", symbol, limit, "see `alphaplus candles --help`")
     return found

@@ -6,25 +6,23 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import click
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
 from db import candles, registry
 from db import jobs as job_rows
 from db.models import FINISHED_STATES, JOB_STATES, MODEL_STATES, ModelRow, TrainingJob
-from db.schema import require_current
-from db.session import create_engine, transaction
+from db.session import transaction
 from ml.errors import KeyRejected
 from ml.keys import ModelKey
-from runtime.settings import Settings, load_settings
+from runtime.settings import load_settings
+from worker.database import command_engine
 from worker.tables import (
     console,
     gates_table,
@@ -66,7 +64,7 @@ def train(*, symbol: str, regime: str, interval: str | None, reason: str, wait: 
     """
     settings = load_settings()
     key = ModelKey(symbol, interval or settings.default_interval, regime)
-    with _engine(settings) as engine:
+    with command_engine(settings) as engine:
         _require_candles(engine, key)
         job_id = _send(key, reason)
         if not wait:
@@ -92,7 +90,7 @@ def train(*, symbol: str, regime: str, interval: str | None, reason: str, wait: 
 @as_json_option
 def jobs(*, symbol: str | None, state: str | None, limit: int, watch: bool, as_json: bool) -> None:
     """Training jobs, newest first."""
-    with _engine(load_settings()) as engine:
+    with command_engine(load_settings()) as engine:
         if as_json:
             with transaction(engine) as session:
                 found, made = _jobs(session, symbol, state, limit)
@@ -123,7 +121,7 @@ def jobs(*, symbol: str | None, state: str | None, limit: int, watch: bool, as_j
 @as_json_option
 def models(*, symbol: str | None, state: str | None, limit: int, as_json: bool) -> None:
     """Models, newest first, with how good they are on rows they never saw."""
-    with _engine(load_settings()) as engine, transaction(engine) as session:
+    with command_engine(load_settings()) as engine, transaction(engine) as session:
         found = registry.models(session, symbol=symbol, state=state, limit=limit)
         sources = sources_of(candles.series(session))
     if as_json:
@@ -145,7 +143,7 @@ def show(parts: tuple[str, ...], version: int | None, as_json: bool) -> None:
     """One model of KEY, which is SYMBOL/INTERVAL/REGIME or SYMBOL REGIME."""
     settings = load_settings()
     key = parse_key(parts, settings.default_interval)
-    with _engine(settings) as engine, transaction(engine) as session:
+    with command_engine(settings) as engine, transaction(engine) as session:
         row = registry.get(session, key, version)
         sources = sources_of(candles.series(session))
     if row is None:
@@ -171,21 +169,9 @@ def parse_key(parts: Sequence[str], default_interval: str) -> ModelKey:
     return ModelKey(*names)
 
 
-@contextmanager
-def _engine(settings: Settings) -> Iterator[Engine]:
-    engine = create_engine(settings.required_database_url, application_name="alphaplus cli", pooled=False)
-    try:
-        yield engine
-    except ProgrammingError:
-        require_current(engine)  # a missing table or column is most likely a missing migration
-        raise
-    finally:
-        engine.dispose()
-
-
 def _require_candles(engine: Engine, key: ModelKey) -> None:
     with transaction(engine) as session:
-        stored = [one.symbol for one in candles.series(session) if one.interval == key.interval]
+        stored = candles.symbols(session, key.interval)
     if key.symbol not in stored:
         limit = f"a symbol with {key.interval} candles: {', '.join(stored) or 'none yet'}"
         raise KeyRejected("symbol", key.symbol, limit, "see `alphaplus candles --help`")
