@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from celery.schedules import crontab, schedule
 
-from runtime.queues import MAINTENANCE, TRAINING
+from runtime.queues import DRIFT, MAINTENANCE, TRAINING
 
 __all__ = ["BEAT_SCHEDULE", "SCHEDULED", "SWEEP_JOBS"]
 
@@ -76,5 +76,25 @@ BEAT_SCHEDULE: Final[dict[str, dict[str, Any]]] = {
         "schedule": crontab(minute="*/5"),
         "options": {"queue": MAINTENANCE, "expires": 300},
     },
-    # Drift: the hourly check of every champion comes here with its task.
+    # Drift: every champion each hour, what was decided about it, and those that answer in shadow.
+    "check-drift": {
+        "task": "tasks.check_all_drift",
+        "schedule": crontab(minute=5),
+        "options": {"queue": DRIFT, "expires": 3600},
+    },
+    "run-drift-actions": {
+        "task": "tasks.run_drift_actions",
+        "schedule": crontab(),
+        "options": {"queue": MAINTENANCE, "expires": 60},
+    },
+    "score-shadows": {
+        "task": "tasks.score_shadows",
+        "schedule": crontab(minute="*/5"),
+        "options": {"queue": DRIFT, "expires": 300},
+    },
+    "review-champions": {
+        "task": "tasks.review_champions",
+        "schedule": crontab(minute="3-59/5"),
+        "options": {"queue": DRIFT, "expires": 300},
+    },
 }  # fmt: skip

@@ -29,6 +29,7 @@ __all__ = [
     "DriftAction",
     "DriftAlert",
     "DriftDetail",
+    "DriftNull",
     "DriftThreshold",
     "ReferenceFeature",
 ]
@@ -59,6 +60,16 @@ class ReferenceFeature(Base):
         share("importance"),
         CheckConstraint("cardinality(bin_shares) = cardinality(bin_edges) + 1", name="bins"),
     )
+
+
+class DriftNull(Base):
+    """What drift statistics of one model come to where nothing drifts: made once, when it was trained."""
+
+    __tablename__ = "ml_drift_nulls"
+    model_id: Mapped[int] = mapped_column(BigInteger, ForeignKey(ModelRow.id), primary_key=True)
+    body: Mapped[Json]
+    """As ``ml.drift_calibration.DriftCalibration.to_json``."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class DriftAlert(Keyed, Base):
@@ -151,15 +162,22 @@ class DriftAction(Keyed, Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     alert_id: Mapped[UUID]
     alert_as_of: Mapped[datetime]
+    model_id: Mapped[int] = mapped_column(BigInteger, ForeignKey(ModelRow.id))
+    """The champion that the alert was about."""
+    severity: Mapped[str]
     action: Mapped[str]
     state: Mapped[str] = mapped_column(server_default="open")
     job_id: Mapped[str | None] = mapped_column(ForeignKey(TrainingJob.id))
     due_at: Mapped[datetime | None]
     as_of: Mapped[datetime]
     closed_at: Mapped[datetime | None]
+    snoozed_until: Mapped[datetime | None]
+    """Until then alerts of the key start nothing."""
     outcome: Mapped[Json | None]
+    """What came of it: the job's result, the model, and in time whether it paid."""
     __table_args__ = (
         *key_checks(),
+        one_of("severity", SEVERITIES),
         one_of("action", ("retrain_now", "schedule_retraining", "monitor", "record", "rollback")),
         one_of("state", ("open", "done", "cancelled", "snoozed")),
         Index(

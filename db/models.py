@@ -39,6 +39,7 @@ __all__ = [
     "CandleRow",
     "CandleSeries",
     "EvaluationRow",
+    "KeyRow",
     "ModelRow",
     "Prediction",
     "TrainingJob",
@@ -137,6 +138,8 @@ class ModelRow(Keyed, Base):
     decision: Mapped[Json]
     details: Mapped[Json] = mapped_column("metadata", server_default=text("'{}'"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    shadow_at: Mapped[datetime | None]
+    """When it began to answer in shadow, as a candidate."""
     promoted_at: Mapped[datetime | None]
     archived_at: Mapped[datetime | None]
     replaces_id: Mapped[int | None] = mapped_column(BigInteger, ForeignKey("ml_models.id"))
@@ -157,6 +160,30 @@ class ModelRow(Keyed, Base):
             postgresql_where=text("state = 'champion'"),
         ),
         Index("ix_ml_models_created", text("created_at DESC")),
+    )
+
+
+class KeyRow(Keyed, Base):
+    """What an operator, or the system, said about one key at run time."""
+
+    __tablename__ = "ml_keys"
+    symbol: Mapped[str] = mapped_column(primary_key=True)
+    interval: Mapped[str] = mapped_column(primary_key=True)
+    regime: Mapped[str] = mapped_column(primary_key=True)
+    added_at: Mapped[datetime | None]
+    """Added at run time: its candles are kept up to date."""
+    added_by: Mapped[str | None]
+    frozen_at: Mapped[datetime | None]
+    """Its champion is changed by people only, until it is thawed."""
+    frozen_by: Mapped[str | None]
+    frozen_why: Mapped[str | None]
+    __table_args__ = (
+        *key_checks(),
+        CheckConstraint("(added_at IS NULL) = (added_by IS NULL)", name="added"),
+        CheckConstraint(
+            "(frozen_at IS NULL) = (frozen_by IS NULL) AND (frozen_at IS NULL) = (frozen_why IS NULL)",
+            name="frozen",
+        ),
     )
 
 

@@ -12,10 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ml.errors import ConfigRejected
 
 __all__ = [
+    "DriftConfig",
+    "EnsembleConfig",
     "FitConfig",
     "GateConfig",
     "LabelConfig",
     "LiveConfig",
+    "ShadowConfig",
     "SplitConfig",
     "TrainingConfig",
     "canonical_json",
@@ -98,6 +101,62 @@ class GateConfig(_Frozen):
     max_feature_drift_ks: float = Field(0.15, ge=0, le=1)
     min_auc_lower: float = Field(0.5, ge=0, le=1)
     min_brier_skill_lower: float = Field(0.0, ge=-1, le=1)
+    max_f1_loss: float = Field(
+        0.01, ge=0, le=1, description="a challenger that is better by Brier and AUC may lose so much F1"
+    )
+    promotion_alpha: float = Field(
+        0.10, gt=0, le=1, description="chance of an unjustified promotion of a key in alpha_days"
+    )
+    alpha_days: float = Field(90.0, ge=0, le=3650, description="0: every trial may spend promotion_alpha")
+    slice_alpha: float = Field(
+        0.05, ge=0, lt=1, description="chance that a sound challenger fails for a pattern's slice; 0: never"
+    )
+    min_slice_rows: int = Field(100, ge=30, description="of a pattern, to be looked at by itself")
+
+
+class ShadowConfig(_Frozen):
+    """Whether a challenger that passed its gates first answers in shadow; off while both are 0."""
+
+    signals: int = Field(0, ge=0, le=100_000, description="matured outcomes asked for")
+    days: float = Field(0.0, ge=0, le=365, description="the decision is taken after so long at the latest")
+
+    @property
+    def on(self) -> bool:
+        """Whether there is a shadow phase."""
+        return self.signals > 0 or self.days > 0
+
+
+class EnsembleConfig(_Frozen):
+    """An average of fits on ever shorter spans, each ending where the fit part ends; off with one member."""
+
+    members: int = Field(1, ge=1, le=8)
+    span_ratio: float = Field(0.5, gt=0, lt=1, description="member i learns from this share to the power i")
+
+
+class DriftConfig(_Frozen):
+    """What drift checks compare, and how often they may be wrong. See ml/drift.py."""
+
+    window_rows: int = Field(
+        250, ge=200, le=5000, description="newest signals of the regime: the current sample"
+    )
+    min_rows: int = Field(200, ge=100, le=5000, description="with fewer nothing is checked")
+    window_days: float = Field(
+        180.0, gt=0, le=3650, description="older signals are no part of the current sample"
+    )
+    block_days: float = Field(14.0, gt=0, le=365, description="of the block bootstrap of the null")
+    null_months: int = Field(120, ge=12, le=1200, description="simulated to calibrate the alarms")
+    false_retrainings_per_month: float = Field(
+        1.0, gt=0, le=30, description="a key's budget, high and critical alarms of all kinds together"
+    )
+    cooldown_days: float = Field(
+        7.0, ge=0, le=365, description="after a retraining a key is left alone so long"
+    )
+
+    @model_validator(mode="after")
+    def _minimum_fits_the_window(self) -> Self:
+        if self.min_rows > self.window_rows:
+            raise ValueError("drift.min_rows must be at most drift.window_rows")
+        return self
 
 
 class TrainingConfig(_Frozen):
@@ -117,6 +176,9 @@ class TrainingConfig(_Frozen):
     fit: FitConfig = FitConfig()
     gates: GateConfig = GateConfig()
     live: LiveConfig = LiveConfig()
+    shadow: ShadowConfig = ShadowConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
+    drift: DriftConfig = DriftConfig()
 
     @model_validator(mode="after")
     def _shares_leave_a_fit_span(self) -> Self:
@@ -141,9 +203,13 @@ class TrainingConfig(_Frozen):
     def digest(self) -> str:
         """sha256 of the canonical JSON of every option, in hex.
 
-        ``live`` counts only where it is on: what was trained before it existed is what is trained without it.
+        ``live`` and ``ensemble`` count only where they are on: what was trained before they existed is what
+        is trained without them. ``shadow`` and ``drift`` change nothing that is learned.
         """
-        return _digest(self.model_dump(mode="json", exclude=None if self.live.weighs else {"live"}))
+        unused = {"shadow", "drift"}
+        unused |= set() if self.live.weighs else {"live"}
+        unused |= set() if self.ensemble.members > 1 else {"ensemble"}
+        return _digest(self.model_dump(mode="json", exclude=unused))
 
     def fit_digest(self) -> str:
         """sha256 of the options that change the shared fit, so that gates may change without refitting."""

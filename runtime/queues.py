@@ -19,6 +19,10 @@ QUEUES: Final = (TRAINING, DRIFT, INFERENCE, MAINTENANCE)
 ROUTES: Final[dict[str, dict[str, str]]] = {
     "tasks.train": {"queue": TRAINING},
     "tasks.check_drift": {"queue": DRIFT},
+    "tasks.check_all_drift": {"queue": DRIFT},
+    "tasks.score_shadows": {"queue": DRIFT},
+    "tasks.review_champions": {"queue": DRIFT},
+    "tasks.run_drift_actions": {"queue": MAINTENANCE},
     "tasks.predict": {"queue": INFERENCE},
     "tasks.drain_predictions": {"queue": MAINTENANCE},
     "tasks.resolve_outcomes": {"queue": MAINTENANCE},

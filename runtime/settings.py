@@ -86,6 +86,15 @@ class Settings(BaseSettings):
     live_window_days: int = Field(90, ge=1, le=3650)
     """Resolved predictions of so many days make up the live accuracy."""
 
+    shadow_days: float = Field(28, gt=0, le=365)
+    """So long a replaced champion goes on answering in shadow, beside the one that took its place."""
+    rollback_alpha: float = Field(0.05, gt=0, lt=1)
+    """Chance that a champion no worse than the one before is taken back by itself."""
+    rollback_cooldown_days: float = Field(30, ge=0, le=365)
+    """A second automatic rollback of a key within so long freezes it instead."""
+    drift_retrainings_per_day: int = Field(48, ge=1, le=100_000)
+    """Of all keys together; what drift asks for beyond them waits."""
+
     audit_hmac_key: SecretStr | None = Field(None, min_length=16)
     log_format: Literal["auto", "console", "json"] = "auto"
     """``auto``: console on a terminal, JSON lines elsewhere."""

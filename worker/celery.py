@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -21,6 +22,7 @@ from kombu.exceptions import OperationalError
 
 from beat_schedule import BEAT_SCHEDULE, SWEEP_JOBS
 from ml.errors import BrokerUnavailable, RetryLater
+from ml.keys import ModelKey
 from runtime.logging import configure_logging
 from runtime.queues import DEAD_LETTER, INFERENCE, MAINTENANCE, QUEUES, ROUTES, TRAINING
 from runtime.settings import load_settings
@@ -39,6 +41,10 @@ TASK_MODULES = (
     "tasks.detect",
     "tasks.prediction_log",
     "tasks.outcomes",
+    "tasks.drift",
+    "tasks.drift_actions",
+    "tasks.shadow",
+    "tasks.review",
     "tasks.maintenance",
 )
 
@@ -126,10 +132,20 @@ def _configuration() -> dict[str, Any]:
     }
 
 
+def _next_slot(key: ModelKey) -> datetime | None:
+    """When beat sends the key's next training, by the wall; None where its schedule has none."""
+    from worker.schedule import Schedule
+
+    entries = Schedule(app).entries()
+    due = [one.next_run for one in entries if one.key(resources.settings.default_interval) == key]
+    return min((moment for moment in due if moment is not None), default=None)
+
+
 resources = Resources(load_settings, make_clock)
 app = Celery("alphaplus", include=TASK_MODULES)
 app.add_defaults(_configuration)
 app.resources = resources
+app.next_slot = _next_slot
 
 
 def require_broker() -> None:
