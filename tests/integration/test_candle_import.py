@@ -166,26 +166,24 @@ def test_import_killed_while_it_writes_leaves_nothing_and_the_next_one_does_it_a
     with engine.connect() as blocker:
         # A lock that the import's INSERT must wait for: it is then in the middle of its transaction.
         blocker.execute(sa.text("LOCK TABLE candles IN SHARE MODE"))
+        own = blocker.scalar(sa.text("SELECT pg_backend_pid()"))
         process = processes(command, settings_env)
-        wait_until(
-            lambda: sessions(engine, "wait_event_type = 'Lock'") == 1, "the import comes to its INSERT"
-        )
+        waiting = "SELECT pid FROM pg_stat_activity WHERE :own = ANY(pg_blocking_pids(pid))"
+        wait_until(lambda: pids(engine, waiting, own=own) != [], "the import comes to its INSERT")
+        [session] = pids(engine, waiting, own=own)
         process.popen.kill()
         assert process.popen.wait(10) == -signal.SIGKILL
-    wait_until(lambda: sessions(engine, "true") == 0, "the server notices")
+    left = "SELECT pid FROM pg_stat_activity WHERE pid = :session"
+    wait_until(lambda: pids(engine, left, session=session) == [], "the server notices")
     assert series(engine) == []
     assert len(stored(engine, "BTCUSDT", "30m")) == 0
     assert json.loads(invoke(*import_options(sample_csv("BTC")), "--json"))["inserted"] == 35_019
 
 
-def sessions(engine: Engine, condition: str) -> int:
-    """Sessions of candle commands in the test's database."""
-    query = (
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-        f"AND application_name = 'alphaplus candles' AND {condition}"
-    )
+def pids(engine: Engine, query: str, **values: int | None) -> list[int]:
+    """Server processes that the query finds."""
     with engine.connect() as connection:
-        return int(connection.scalar(sa.text(query)) or 0)
+        return list(connection.scalars(sa.text(query), values))
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
