@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from db import audit
 from db.base import Json
+from db.drift_models import ReferenceFeature
 from db.locks import lock
-from db.models import ModelRow
+from db.models import EvaluationRow, ModelRow
+from ml.errors import InputRejected, KeyRejected
 from ml.keys import ModelKey
 
-__all__ = ["ModelRow", "add", "by_id", "champion", "find_by_artifact", "get", "models", "promote"]
+__all__ = [
+    "ModelRow",
+    "add",
+    "by_id",
+    "champion",
+    "champions",
+    "find_by_artifact",
+    "get",
+    "in_shadow",
+    "lock_key",
+    "models",
+    "move",
+    "promote",
+    "rollback",
+    "rollback_target",
+    "trials",
+]
+
+ROLLED_BACK = "rolled_back_at"
+"""In a model's details, from a rollback that took its place until it is promoted again."""
 
 
 def add(
@@ -40,7 +61,7 @@ def add(
         sqlalchemy.exc.IntegrityError: the key has a model of these bytes (``find_by_artifact`` knows),
             or the artifact is not stored.
     """
-    _lock(session, key)
+    lock_key(session, key)
     newest = session.scalar(sa.select(sa.func.max(ModelRow.version)).where(*ModelRow.of_key(key)))
     row = ModelRow(
         symbol=key.symbol,
@@ -113,6 +134,62 @@ def by_id(session: Session, ids: Iterable[int]) -> dict[int, ModelRow]:
     return {row.id: row for row in rows}
 
 
+def champions(session: Session) -> list[ModelRow]:
+    """The model that answers for each key that has one, by key."""
+    query = sa.select(ModelRow).where(ModelRow.state == "champion")
+    return list(session.scalars(query.order_by(ModelRow.symbol, ModelRow.interval, ModelRow.regime)))
+
+
+def in_shadow(
+    session: Session, *, now: datetime, shadow_days: float
+) -> list[tuple[ModelRow, ModelRow | None]]:
+    """The models that answer in shadow, each with its key's champion (None where there is none).
+
+    These are the models of state ``shadow``, and what each champion took the place of, while ``now`` is
+    less than ``shadow_days`` after that promotion.
+    """
+    current = aliased(ModelRow)
+    of_key = (getattr(current, part) == getattr(ModelRow, part) for part in ("symbol", "interval", "regime"))
+    candidates = (
+        sa.select(ModelRow, current)
+        .outerjoin(current, sa.and_(*of_key, current.state == "champion"))
+        .where(ModelRow.state == "shadow")
+    )
+    replaced = (
+        sa.select(ModelRow, current)
+        .join(current, current.replaces_id == ModelRow.id)
+        .where(
+            current.state == "champion",
+            current.promoted_at > now - timedelta(days=shadow_days),
+            ModelRow.state == "archived",
+        )
+    )
+    found = [(row, other) for query in (candidates, replaced) for row, other in session.execute(query)]
+    return sorted(found, key=lambda pair: pair[0].id)
+
+
+def trials(session: Session, key: ModelKey, *, since: datetime | None) -> list[datetime]:
+    """``as_of`` (data cut) of every model of the key that was judged after ``since``, ascending.
+
+    When it was judged is the time of its evaluation, which follows the clock; a row's ``created_at`` is the
+    server's and stands in only where nothing was recorded.
+    """
+    judged = (
+        sa.select(sa.func.min(EvaluationRow.as_of))
+        .where(EvaluationRow.model_id == ModelRow.id, EvaluationRow.kind == "challenger")
+        .scalar_subquery()
+    )
+    query = sa.select(ModelRow.as_of).where(*ModelRow.of_key(key)).order_by(ModelRow.as_of)
+    if since is not None:
+        query = query.where(sa.func.coalesce(judged, ModelRow.created_at) > since)
+    return list(session.scalars(query))
+
+
+def lock_key(session: Session, key: ModelKey) -> None:
+    """Hold the key's models as they are to the end of the transaction."""
+    lock(session, "models", str(key))
+
+
 def promote(
     session: Session,
     model_id: int,
@@ -122,6 +199,7 @@ def promote(
     why: str,
     details: Json,
     hmac_key: bytes | None = None,
+    action: Literal["promote", "force", "rollback"] = "promote",
 ) -> ModelRow:
     """Make a model its key's champion and archive the one before, with an audit row, in one transaction.
 
@@ -129,49 +207,191 @@ def promote(
 
     Args:
         session: the caller's; nothing holds before its commit.
-        model_id: of any state; an archived model's promotion is a rollback.
+        model_id: of any state; whether it may is the caller's to decide.
         now: the clock's.
         actor: who decided.
         why: in words.
-        details: numbers behind it; model, version and artifact are added.
+        details: numbers behind it; model, version, artifact and what it replaces are added.
         hmac_key: signs the audit row.
+        action: of the audit row.
 
     Raises:
         LookupError: no such model.
+        InputRejected: it has no reference, so that its drift could never be seen.
     """
-    found = session.get(ModelRow, model_id)
-    if found is None:
-        raise LookupError(f"no model {model_id}")
-    _lock(session, found.key)
-    row = session.get_one(ModelRow, model_id, populate_existing=True)
-    before = champion(session, row.key)
+    row = _locked(session, model_id)
+    before = _champion_now(session, row.key)
+    if before is not None and before.id == row.id:
+        return row
+    _require_reference(session, row)
+    came_from = row.state
     if before is not None:
-        if before.id == row.id:
-            return row
         before.state, before.archived_at = "archived", now
+        if action == "rollback":
+            before.details = before.details | {ROLLED_BACK: now.astimezone(UTC).isoformat()}
         session.flush()  # first: the unique index allows no two champions, not even for a moment
     row.state, row.promoted_at, row.archived_at = "champion", now, None
     row.replaces_id = None if before is None else before.id
+    row.details = {name: value for name, value in row.details.items() if name != ROLLED_BACK}
     session.flush()
-    audit.append(
-        session,
-        action="promote",
-        actor=actor,
-        subject=str(row.key),
-        why=why,
-        details={
-            **details,
-            "model_id": row.id,
-            "version": row.version,
-            "artifact_sha256": row.artifact_sha256,
-            "booster_sha256": row.booster_sha256,
-            "replaces_version": None if before is None else before.version,
-        },
-        now=now,
-        hmac_key=hmac_key,
-    )
+    replaces = {
+        "state_before": came_from,
+        "replaces_version": None if before is None else before.version,
+        "replaces_id": None if before is None else before.id,
+    }
+    _record(session, row, action, now, actor, why, details | replaces, hmac_key)
     return row
 
 
-def _lock(session: Session, key: ModelKey) -> None:
-    lock(session, "models", str(key))
+def rollback(
+    session: Session,
+    key: ModelKey,
+    *,
+    to_version: int | None = None,
+    now: datetime,
+    actor: str,
+    why: str,
+    details: Json,
+    hmac_key: bytes | None = None,
+) -> ModelRow:
+    """Give a key back a champion that it had, with an audit row, in one transaction.
+
+    Args:
+        session: the caller's; nothing holds before its commit.
+        key: whose champion.
+        to_version: any archived version; without it as ``rollback_target`` chooses.
+        now, actor, why, details, hmac_key: as of ``promote``.
+
+    Raises:
+        KeyRejected, InputRejected: as ``rollback_target``.
+    """
+    target = rollback_target(session, key, to_version)
+    return promote(
+        session, target.id, action="rollback", now=now, actor=actor, why=why, details=details,
+        hmac_key=hmac_key,
+    )  # fmt: skip
+
+
+def rollback_target(session: Session, key: ModelKey, to_version: int | None = None) -> ModelRow:
+    """The model that a rollback makes champion. The key stays as it is to the end of the transaction.
+
+    Without ``to_version`` it is the one that the champion took the place of, or where that is not archived
+    the one archived last; but none that was itself rolled back from: a second rollback goes further back.
+
+    Raises:
+        KeyRejected: the key has no champion.
+        InputRejected: there is nothing to go back to, or ``to_version`` cannot be gone back to.
+    """
+    lock_key(session, key)
+    current = _champion_now(session, key)
+    if current is None:
+        raise KeyRejected("key", str(key), "a key with a champion", "`alphaplus promote` makes one")
+    if to_version is not None:
+        return _version_to_go_back_to(session, key, to_version)
+    archived = session.scalars(
+        sa.select(ModelRow)
+        .where(*ModelRow.of_key(key), ModelRow.state == "archived")
+        .order_by(ModelRow.archived_at.desc(), ModelRow.version.desc())
+        .execution_options(populate_existing=True)
+    ).all()
+    open_to = [row for row in archived if ROLLED_BACK not in row.details]
+    if not open_to:
+        left = ", ".join(str(row.version) for row in archived)
+        hint = f"rolled back from before: {left}; name one to go there all the same" if left else ""
+        limit = f"a key that had a champion before version {current.version}"
+        raise InputRejected("key", str(key), limit, hint)
+    return next((row for row in open_to if row.id == current.replaces_id), open_to[0])
+
+
+def move(
+    session: Session,
+    model_id: int,
+    state: Literal["shadow", "rejected"],
+    *,
+    now: datetime,
+    actor: str,
+    why: str,
+    details: Json,
+    hmac_key: bytes | None = None,
+) -> ModelRow:
+    """Let a candidate answer in shadow, or reject a candidate or a shadow, with an audit row.
+
+    A second run finds it there and changes nothing.
+
+    Raises:
+        LookupError: no such model.
+        InputRejected: a model of its state cannot go there.
+    """
+    row = _locked(session, model_id)
+    if row.state == state:
+        return row
+    allowed = {"shadow": ("candidate",), "rejected": ("candidate", "shadow")}[state]
+    if row.state not in allowed:
+        raise InputRejected("state", row.state, " or ".join(allowed), f"{row.key}, version {row.version}")
+    came_from, row.state = row.state, state
+    if state == "shadow":
+        row.shadow_at = now
+    session.flush()
+    action = "reject" if state == "rejected" else "shadow"
+    _record(session, row, action, now, actor, why, details | {"state_before": came_from}, hmac_key)
+    return row
+
+
+def _locked(session: Session, model_id: int) -> ModelRow:
+    """The model as it is once nobody else can change its key's. Raises LookupError."""
+    found = session.get(ModelRow, model_id)
+    if found is None:
+        raise LookupError(f"no model {model_id}")
+    lock_key(session, found.key)
+    return session.get_one(ModelRow, model_id, populate_existing=True)
+
+
+def _champion_now(session: Session, key: ModelKey) -> ModelRow | None:
+    """As ``champion``, also where the session has read that row before the lock was its own."""
+    query = sa.select(ModelRow).where(*ModelRow.of_key(key), ModelRow.state == "champion")
+    return session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+
+
+def _require_reference(session: Session, row: ModelRow) -> None:
+    stored = sa.select(ReferenceFeature.model_id).where(ReferenceFeature.model_id == row.id).limit(1)
+    if session.scalar(stored) is None:
+        raise InputRejected(
+            "version", row.version, "a version whose drift reference is stored", "train the key again"
+        )
+
+
+def _version_to_go_back_to(session: Session, key: ModelKey, version: int) -> ModelRow:
+    """Raises InputRejected."""
+    row = get(session, key, version)
+    if row is None:
+        known = session.scalars(
+            sa.select(ModelRow.version)
+            .where(*ModelRow.of_key(key), ModelRow.state == "archived")
+            .order_by(ModelRow.version)
+        ).all()
+        limit = "an archived version" + (f": {', '.join(map(str, known))}" if known else "; there is none")
+        raise InputRejected("version", version, limit, f"{key} has no version {version}")
+    if row.state == "champion":
+        raise InputRejected("version", version, "a version before the champion", "it is the champion")
+    if row.state != "archived":
+        limit = "a version that was champion (state archived)"
+        hint = f"its state is {row.state}; `alphaplus promote --force` takes any"
+        raise InputRejected("version", version, limit, hint)
+    return row
+
+
+def _record(
+    session: Session, row: ModelRow, action: str, now: datetime, actor: str, why: str, details: Json,
+    hmac_key: bytes | None,
+) -> None:  # fmt: skip
+    """The audit row of a change; it names the bytes, without which no worker would serve them."""
+    named = {
+        "model_id": row.id,
+        "version": row.version,
+        "artifact_sha256": row.artifact_sha256,
+        "booster_sha256": row.booster_sha256,
+    }
+    audit.append(
+        session, action=action, actor=actor, subject=str(row.key), why=why, details=details | named,
+        now=now, hmac_key=hmac_key,
+    )  # fmt: skip
