@@ -128,7 +128,9 @@ def recent(
     resolved: bool | None = None,
     limit: int,
 ) -> Sequence[Prediction]:
-    """The newest ``limit`` predictions by signal time, newest first; of all keys, or of those that fit.
+    """The newest ``limit`` answers by signal time, newest first; of all keys, or of those that fit.
+
+    Champions' answers: nobody was given a shadow's.
 
     Each key's newest are looked up by index, and the newest of these are taken: there are few keys and
     many predictions.
@@ -169,7 +171,9 @@ def resolve(session: Session, outcomes: Iterable[Outcome]) -> int:
 def resolved(
     session: Session, *, symbol: str, interval: str, since: datetime, until: datetime
 ) -> list[ResolvedPrediction]:
-    """Predictions with a label, by signal time: of candles that closed from ``since`` on (itself included).
+    """Answers with a label, by signal time: of candles that closed from ``since`` on (itself included).
+
+    Shadows are left out: nobody was served.
 
     A label that became known after ``until`` is left out, whenever its row was written: asked again for
     the same span, the answer is the same once every outcome is in.
@@ -183,6 +187,7 @@ def resolved(
             Prediction.regime.in_(MODEL_REGIMES),  # all of them: the index has it before the time
             Prediction.signal_time >= since,
             Prediction.signal_time < until,
+            Prediction.role == "champion",
             Prediction.label.is_not(None),
             Prediction.label_end <= until,
         )
@@ -349,6 +354,7 @@ _RECENT = sa.text(f"""
     SELECT newest.* FROM keys CROSS JOIN LATERAL (
         SELECT * FROM ml_performance_tracking
         WHERE symbol = keys.symbol AND interval = keys.interval AND regime = keys.regime
+          AND role = 'champion'
           AND (CAST(:decision AS text) IS NULL OR decision = :decision)
           AND (CAST(:resolved AS boolean) IS NULL OR (resolved_at IS NOT NULL) = :resolved)
         ORDER BY signal_time DESC LIMIT :limit

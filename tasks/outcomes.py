@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import numpy as np
@@ -36,6 +36,15 @@ NATR: Final = ROW_FEATURE_NAMES.index("natr_14")
 log = structlog.get_logger(__name__)
 
 
+class _Resolved(NamedTuple):
+    """One answer that got its outcome."""
+
+    key: ModelKey
+    was_given: bool
+    """By a champion: a shadow's changes no live accuracy."""
+    has_label: bool
+
+
 @shared_task(base=Task, bind=True, name="tasks.resolve_outcomes", ignore_result=True)
 def resolve_outcomes(self: Task) -> dict[str, Any]:
     """Write the outcomes that are known by now, and keep the live accuracy of the keys that got some.
@@ -53,12 +62,13 @@ def resolve_due(resources: Resources) -> dict[str, Any]:
     while, and a run killed before it leaves it to the key's next outcome, for it is made of all of them.
 
     Returns:
-        How many got a label and how many cannot have one, and the keys.
+        How many got a label and how many cannot have one, shadows' answers included, and the keys of those
+        that were given.
     """
     settings, now = resources.settings, resources.clock.now()
     config = TrainingConfig.from_mapping(settings.training)
     until = time.monotonic() + SECONDS
-    resolved: list[tuple[ModelKey, bool]] = []
+    resolved: list[_Resolved] = []
     after: tuple[datetime, UUID] | None = None
     more = True
     while more and time.monotonic() < until:
@@ -66,12 +76,12 @@ def resolve_due(resources: Resources) -> dict[str, Any]:
             found, after = _resolve_batch(session, now=now, labels=config.labels, after=after)
         resolved += found
         more = after is not None
-    keys = sorted({key for key, _ in resolved})
+    keys = sorted({one.key for one in resolved if one.was_given})
     since = now - timedelta(days=settings.live_window_days)
     for key in keys:
         with resources.transaction() as session:
             _record_live(session, key, since=since, now=now, samples=config.bootstrap_samples)
-    labelled = sum(has_label for _, has_label in resolved)
+    labelled = sum(one.has_label for one in resolved)
     done = {"labelled": labelled, "unlabelled": len(resolved) - labelled, "keys": [str(key) for key in keys]}
     if resolved:
         log.info("outcomes_resolved", **done)
@@ -80,7 +90,7 @@ def resolve_due(resources: Resources) -> dict[str, Any]:
 
 def _resolve_batch(
     session: Session, *, now: datetime, labels: LabelConfig, after: tuple[datetime, UUID] | None = None
-) -> tuple[list[tuple[ModelKey, bool]], tuple[datetime, UUID] | None]:
+) -> tuple[list[_Resolved], tuple[datetime, UUID] | None]:
     """Write the outcomes of at most ``BATCH`` due predictions; the others stay open.
 
     Two who do this at once take turns, and the second finds what the first left.
@@ -92,18 +102,17 @@ def _resolve_batch(
         after: where the batch before ended.
 
     Returns:
-        (key, whether it got a label) of each that was resolved; and where this batch ended, or None where
-        nothing more is due.
+        Each that was resolved; and where this batch ended, or None where nothing more is due.
     """
     lock(session, "outcomes")
     batch = outcomes.due(session, now, BATCH, after=after)
     configs = _label_configs(session, batch)
-    resolved: list[tuple[ModelKey, bool]] = []
+    resolved: list[_Resolved] = []
     written: list[predictions.Outcome] = []
     for row, found in _resolutions(session, batch, configs, labels, now):
         if found is not None:
             written.append(_outcome(row, found, now))
-            resolved.append((row.key, found.label is not None))
+            resolved.append(_Resolved(row.key, row.role == "champion", found.label is not None))
     predictions.resolve(session, written)
     last = batch[-1] if len(batch) == BATCH else None
     return resolved, None if last is None else (last.horizon_end, last.id)

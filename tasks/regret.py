@@ -23,7 +23,7 @@ class RegretEntry:
     """Of the model that was promoted."""
     replaced_version: int
     reason: str
-    """Of the training that led to it: ``drift``, ``schedule``, ``manual``; ``force`` where a person insisted."""
+    """Of the training: ``drift``, ``schedule``, ``manual``; ``force`` where a person insisted."""
     verdict: str
     """``paid``, ``did_not_pay`` or ``not_known``."""
     numbers: dict[str, Any]
@@ -37,7 +37,7 @@ class RegretEntry:
 
 
 def regret_ledger(
-    session: Session, *, since: datetime, until: datetime, shadow_days: float, symbol: str | None = None
+    session: Session, *, since: datetime, until: datetime, symbol: str | None = None
 ) -> list[RegretEntry]:
     """Every promotion of a span that took another champion's place, by its time, newest first.
 
@@ -45,7 +45,6 @@ def regret_ledger(
         session: the caller's; nothing is written.
         since: of ``promoted_at``, included; aware.
         until: of ``promoted_at``, excluded, and of what is known; aware.
-        shadow_days: the setting.
         symbol: of its keys only.
     """
     raise NotImplementedError
