@@ -16,7 +16,7 @@ How high the statistic must be is read off lives without drift, made of blocks o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, Self
 
@@ -40,6 +40,10 @@ are what a typical model loses in Brier score when it comes to know nothing (0.0
 MIN_JUDGED: Final = 30
 """river's ``min_instances``: a mean of fewer is no past to compare with."""
 LIFE_MONTHS: Final = 12.0
+REPEATS: Final = 5
+"""Alarms of one life come in clumps: ten lives are too few to know their rate by."""
+BLOCK_RATIOS: Final = (0.5, 1.0, 2.0)
+"""Nobody knows how long outcomes remember: the level has to hold at half and at twice the block too."""
 DAYS_PER_MONTH: Final = 30.44
 MIN_BLOCKS: Final = 4
 QUANTILES: Final = 201
@@ -168,7 +172,13 @@ def outcome_null(
     if at[-1] <= 0 or (np.diff(at) < 0).any():
         raise ValueError("judged rows must be sorted by close_time and last some time")
     residual = confidence - label
-    lives = _Lives(at, config, np.random.default_rng(seed))
+    generator = np.random.default_rng(seed)
+    lives = [
+        _Lives(
+            at, block_days=config.block_days * ratio, months=config.null_months * REPEATS, generator=generator
+        )
+        for ratio in BLOCK_RATIOS
+    ]
     return OutcomeNull(
         calibration=_series_null("calibration", residual, lives, config),
         accuracy=_series_null("accuracy", residual**2, lives, config),
@@ -176,18 +186,19 @@ def outcome_null(
 
 
 class _Lives:
-    """Which judged row each simulated outcome is, and when: drawn once, for both series."""
+    """Which judged row each simulated outcome is, and on which day: drawn once, for both series."""
 
-    def __init__(self, at: Floats, config: DriftConfig, generator: np.random.Generator) -> None:
+    def __init__(
+        self, at: Floats, *, block_days: float, months: float, generator: np.random.Generator
+    ) -> None:
         self._at = at
         # The circle closes after one more step of the mean length, or outcomes would come too fast.
         self._span = at[-1] * len(at) / (len(at) - 1)
-        self._block = min(config.block_days, self._span / MIN_BLOCKS)
-        months = config.null_months
+        self._block = min(block_days, self._span / MIN_BLOCKS)
         count = max(1, round(months / LIFE_MONTHS))
-        self.days = months * DAYS_PER_MONTH / count
-        self.lives = [
-            (self._draw(self._span, generator)[0], *self._draw(self.days, generator)) for _ in range(count)
+        self._days = months * DAYS_PER_MONTH / count
+        self._lives = [
+            (self._draw(self._span, generator)[0], *self._draw(self._days, generator)) for _ in range(count)
         ]
 
     def _draw(self, days: float, generator: np.random.Generator) -> tuple[NDArray[np.intp], Floats]:
@@ -201,21 +212,44 @@ class _Lives:
         kept = day < days
         return place[kept] % len(self._at), day[kept]
 
+    def statistic(self, kind: OutcomeKind, series: Floats) -> tuple[Floats, Floats]:
+        """(d,) highest of each day with an outcome, life after life, and (d,) the days.
 
-def _series_null(kind: OutcomeKind, series: Floats, lives: _Lives, config: DriftConfig) -> SeriesNull:
-    paths, days = [], []
-    for number, (judged, live, day) in enumerate(lives.lives):
-        # A past so sparse that a draw of it is empty: the real one stands in.
-        past = GoodPast.of(series[judged] if len(judged) else series)
-        paths.append(_statistic(kind, *page_hinkley(series[live], past=past)))
-        days.append(day + number * lives.days)
-    statistic, day = np.concatenate(paths), np.concatenate(days)
-    levels = alarm_levels(statistic, day, cooldown_days=config.cooldown_days)
-    floored = AlarmLevels(
-        level=tuple(max(LOWEST_LEVEL, level) for level in levels.level), per_month=levels.per_month
+        A cooldown is days long, so of a day it only counts whether it was over a level at any time of it.
+        """
+        paths, days = [], []
+        for number, (judged, live, day) in enumerate(self._lives):
+            if len(judged) and len(live):
+                path = _statistic(kind, *page_hinkley(series[live], past=GoodPast.of(series[judged])))
+                first = np.flatnonzero(np.diff(np.floor(day), prepend=-1.0))
+                paths.append(np.maximum.reduceat(path, first))
+                days.append(day[first] + number * self._days)
+        return np.concatenate(paths), np.concatenate(days)
+
+
+def _series_null(
+    kind: OutcomeKind, series: Floats, simulations: Sequence[_Lives], config: DriftConfig
+) -> SeriesNull:
+    found = [lives.statistic(kind, series) for lives in simulations]
+    quantiles = np.quantile(np.concatenate([path for path, _ in found]), np.linspace(0, 1, QUANTILES))
+    return SeriesNull(
+        past=GoodPast.of(series),
+        levels=_strictest([alarm_levels(*one, cooldown_days=config.cooldown_days) for one in found]),
+        quantiles=tuple(quantiles.tolist()),
     )
-    quantiles = np.quantile(statistic, np.linspace(0, 1, QUANTILES))
-    return SeriesNull(past=GoodPast.of(series), levels=floored, quantiles=tuple(quantiles.tolist()))
+
+
+def _strictest(simulations: Sequence[AlarmLevels]) -> AlarmLevels:
+    """At every level the highest rate of any simulation."""
+    level = np.unique([max(LOWEST_LEVEL, one) for levels in simulations for one in levels.level])
+    rates = []
+    for levels in simulations:
+        # Between two levels as often as at the lower one; below the lowest it is not known, so never enough.
+        place = np.searchsorted(levels.level, level, side="right") - 1
+        rates.append(np.where(place < 0, np.inf, np.array(levels.per_month)[place]))
+    highest = np.max(rates, axis=0)
+    known = np.isfinite(highest)
+    return AlarmLevels(level=tuple(level[known].tolist()), per_month=tuple(highest[known].tolist()))
 
 
 def _statistic(kind: OutcomeKind, up: Floats, down: Floats) -> Floats:
