@@ -7,6 +7,7 @@ measured against.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Challenger",
     "FittedBooster",
+    "bootstrap_block",
     "compare",
     "fit_booster",
     "fit_key",
@@ -69,7 +71,8 @@ class FittedBooster:
     times: SplitTimes
     trees: int
     rows: Mapping[str, int]
-    """Rows by part: fit, early_stop; where live outcomes weigh, how many of fit were served as well."""
+    """Rows by part: fit, early_stop; where live outcomes weigh, how many of fit were served as well;
+    of an ensemble, fit_1 and on are the shorter members'."""
     symbols: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -151,6 +154,7 @@ def fit_booster(
     interval: str,
     times: SplitTimes | None = None,
     served: ServedConfidence | None = None,
+    newest_share: float = 1.0,
     on_round: OnRound | None = None,
 ) -> FittedBooster:
     """Grow trees on the fit part of ``rows``; its newest part says how many.
@@ -163,6 +167,7 @@ def fit_booster(
         interval: of the candles the rows come from.
         times: boundaries of the parts; by default quantiles of ``rows``.
         served: what champions answered live of these rows, where ``config.live`` weighs it.
+        newest_share: of the fit part, in (0, 1]: trees grow on so much of it, up to its end.
         on_round: called after each tree with (trees so far, most trees); what it raises stops the fit.
 
     Raises:
@@ -170,6 +175,7 @@ def fit_booster(
     """
     times = times or split_times(rows, config.split)
     parts = split(rows, times, embargo=config.split.embargo_bars * interval_duration(interval))
+    parts = replace(parts, fit=_newest(rows, parts.fit, newest_share))
     check_fit_rows(rows, parts, config)
     fit = rows.take(parts.fit)
     live = live_weights(fit, served, config.live)
@@ -187,6 +193,15 @@ def fit_booster(
         | ({"served": live.outcomes} if config.live.weighs else {}),
         symbols=rows.symbols,
     )
+
+
+def _newest(rows: SignalRows, fit: NDArray[np.intp], share: float) -> NDArray[np.intp]:
+    """The newest ``share`` of the indices; signals of one close stay together."""
+    if not len(fit):
+        return fit
+    times = rows.close_time[fit]
+    start = np.searchsorted(times, times[len(fit) - math.ceil(share * len(fit))])
+    return fit[start:]
 
 
 def fit_key(
@@ -280,7 +295,7 @@ def _unfit_regimes(predictor: Predictor, test: SignalRows, config: TrainingConfi
         test,
         predictor.confidence(test.features),
         least_rows=config.split.min_test_rows,
-        block=_block(key, config),
+        block=bootstrap_block(key, config),
         samples=config.bootstrap_samples,
         seed=config.fit.seed,
     )
@@ -304,13 +319,13 @@ def judge(
         threshold=predictor.model.threshold.value,
         expected_net_return_atr=predictor.model.return_bins.expected(confidence),
         known_base_rate=known_base_rate,
-        block=_block(predictor.model.key, config),
+        block=bootstrap_block(predictor.model.key, config),
         samples=config.bootstrap_samples,
         seed=config.fit.seed,
     )
 
 
-def _block(key: ModelKey, config: TrainingConfig) -> timedelta:
+def bootstrap_block(key: ModelKey, config: TrainingConfig) -> timedelta:
     """Length of a bootstrap block of the key's rows."""
     return BLOCK_HORIZONS * config.labels.horizon_bars * interval_duration(key.interval)
 

@@ -12,16 +12,17 @@ from db import candles, registry
 from ml.artifact import Predictor
 from ml.candles import Candles
 from ml.dataset import check_candles, label_signals, read_market
+from ml.ensemble import choose
 from ml.errors import ArtifactCorrupt, KeyRejected, RetryLater, TrainingRefused
 from ml.live_weights import ServedConfidence
 from ml.noise import clean
 from ml.promotion import decide
 from ml.rows import SignalRows
-from ml.training import Challenger, FittedBooster, compare, fit_booster, fit_key, pool_rows
+from ml.training import Challenger, FittedBooster, compare, fit_key, pool_rows
 from tasks.promotion import Judged, save_challenger
 from tasks.run import Run
 from tasks.served import served_confidence
-from tasks.shared_fit import Slot, find_or_begin, fit_address, pool_symbols, save_fit
+from tasks.shared_fit import Slot, find_fits, fit_slots, make_fits, pool_symbols
 from tasks.stored_model import load
 
 __all__ = ["train_key"]
@@ -42,15 +43,15 @@ def train_key(run: Run) -> dict[str, Any]:
     """
     known = _known_candles(run)
     served = _served(run, known)
-    slot = fit_address(run.key, run.config, known, served)
-    found = find_or_begin(run, slot.address)
-    symbols = slot.symbols if found is None else (run.key.symbol,)
-    tables, left_out = _signal_rows(run, known, symbols)
-    fitted = _fit(run, slot, tables, served, found)
+    slots = fit_slots(run.key, run.config, known, served)
+    found = find_fits(run, slots)
+    reused = len(found) == len(slots)
+    tables, left_out = _signal_rows(run, known, (run.key.symbol,) if reused else slots[0].symbols)
     rows = tables[run.key.symbol]
-    judged = _judge(run, rows, fitted, reused=found is not None, left_out=left_out)
+    fitted, ensemble = _chosen(run, rows, _fits(run, slots, tables, served, found))
+    judged = _judge(run, rows, fitted, reused=reused, left_out=left_out)
     with run.lease.stage("save"):
-        return _save(run, judged, live_outcomes=fitted.rows.get("served", 0))
+        return _save(run, judged, {"live_outcomes": fitted.rows.get("served", 0)} | ensemble)
 
 
 def _known_candles(run: Run) -> Mapping[str, str]:
@@ -127,28 +128,32 @@ def _clean(run: Run, raw: Mapping[str, Candles]) -> tuple[dict[str, Candles], di
     return kept, left_out
 
 
-def _fit(
+def _fits(
     run: Run,
-    slot: Slot,
+    slots: tuple[Slot, ...],
     tables: Mapping[str, SignalRows],
     served: ServedConfidence | None,
-    found: FittedBooster | None,
-) -> FittedBooster:
-    """The shared fit: the one found, or made now from the pool's rows and kept for the next job."""
+    found: tuple[FittedBooster, ...],
+) -> tuple[FittedBooster, ...]:
+    """The shared fits: those found, and what is missing, made now and kept for the next job."""
     with run.lease.stage("fit") as counts:
-        if found is not None:
+        if len(found) == len(slots):
             return found
         pooled = pool_rows(run.key, list(tables.values()), run.config.pool)
-        fitted = fit_booster(
-            pooled,
-            run.config,
-            interval=run.key.interval,
-            served=served,
-            on_round=lambda done, most: run.lease.progress(done / most),
-        )
-        save_fit(run, slot.address, fitted)
         counts["rows"] = len(pooled)
-        return fitted
+        return make_fits(run, slots, found, pooled, served)
+
+
+def _chosen(
+    run: Run, rows: SignalRows, fits: tuple[FittedBooster, ...]
+) -> tuple[FittedBooster, dict[str, Any]]:
+    """The fit that serves the key best, and the outcome's part that says why where there was a choice."""
+    if len(fits) == 1:
+        return fits[0], {}
+    single, ensemble = fits
+    fitted, verdict = choose(run.key, rows, single, ensemble, run.config)
+    log.info("ensemble_judged", **verdict.to_json())
+    return fitted, {"ensemble": verdict.to_json()}
 
 
 def _judge(
@@ -192,9 +197,9 @@ def _incumbent(session: Session, champion: registry.ModelRow, challenger: Challe
     return incumbent if same else None
 
 
-def _save(run: Run, judged: Judged, *, live_outcomes: int) -> dict[str, Any]:
+def _save(run: Run, judged: Judged, fit_outcome: dict[str, Any]) -> dict[str, Any]:
     with run.resources.transaction() as session:
         run.lease.require(session)
-        outcome = save_challenger(session, run, judged) | {"live_outcomes": live_outcomes}
+        outcome = save_challenger(session, run, judged) | fit_outcome
         run.lease.finish(session, outcome=outcome, model_id=outcome["model_id"])
     return {"state": "succeeded", **outcome}
