@@ -7,54 +7,37 @@ anew is found by the HMAC, where a key is set, or by a head exported earlier.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
+from db.audit_chain import GENESIS, Break, Head, Verified, entry_json, examine, row_hash, sign
 from db.base import Json
 from db.locks import lock
-from db.models import AuditEntry
+from db.models import AuditEntry, ModelRow
 from ml.errors import AuditChainBroken
 
 __all__ = [
     "GENESIS",
     "AuditEntry",
+    "Break",
     "Head",
     "Verified",
     "append",
+    "contradictions",
+    "entry_json",
+    "examine",
     "head",
     "names_artifact",
     "recent",
     "verify",
 ]
 
-GENESIS = "0" * 64
-"""``prev_hash`` of the first row."""
-
-ROWS_A_BATCH = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The newest row. Kept elsewhere, it shows later that no row up to it was changed or cut off."""
-
-    id: int
-    hash: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """What ``verify`` found in order."""
-
-    rows: int
-    signed: int
-    head: Head
+CHAMPION_ACTIONS = ("promote", "force", "rollback")
+"""What a row is called that made a model champion."""
 
 
 def append(
@@ -84,8 +67,8 @@ def append(
         details=details,
         prev_hash=before.hash,
     )
-    row.hash = _hash(row, stored)
-    row.hmac = None if hmac_key is None else _sign(hmac_key, row.hash)
+    row.hash = row_hash(row, stored)
+    row.hmac = None if hmac_key is None else sign(hmac_key, row.hash)
     session.add(row)
     session.flush()
     return row
@@ -98,11 +81,23 @@ def head(session: Session) -> Head:
     return Head(0, GENESIS) if found is None else Head(found.id, found.hash)
 
 
-def recent(session: Session, limit: int, *, subject: str | None = None) -> list[AuditEntry]:
-    """The newest ``limit`` rows, newest first."""
+def recent(
+    session: Session, limit: int, *, subject: str | None = None, action: str | None = None
+) -> list[AuditEntry]:
+    """The newest ``limit`` rows, newest first.
+
+    Args:
+        session: the caller's.
+        limit: how many at most.
+        subject: of this one only; ``BTCUSDT`` and ``BTCUSDT 1h`` stand for every subject that begins so.
+        action: of this one only.
+    """
     query = sa.select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit)
     if subject is not None:
-        query = query.where(AuditEntry.subject == subject)
+        begins = AuditEntry.subject.startswith(f"{subject} ", autoescape=True)
+        query = query.where(sa.or_(AuditEntry.subject == subject, begins))
+    if action is not None:
+        query = query.where(AuditEntry.action == action)
     return list(session.scalars(query))
 
 
@@ -120,48 +115,52 @@ def names_artifact(session: Session, *, subject: str, model_id: int, sha256: str
     return found is not None
 
 
-def verify(session: Session, hmac_key: bytes | None = None, *, expected: Head | None = None) -> Verified:
-    """Walk the chain from its first row.
+def verify(
+    session: Session,
+    hmac_key: bytes | None = None,
+    *,
+    expected: Head | None = None,
+    on_row: Callable[[int], None] | None = None,
+) -> Verified:
+    """Walk the chain from its first row; ``examine`` gives what is wrong as values.
 
     Args:
         session: the caller's.
         hmac_key: checks the rows' signatures as well; after the first signed row every row must be.
         expected: a head exported earlier, which must be in the chain.
+        on_row: called with the number of rows walked so far.
 
     Raises:
-        AuditChainBroken: names the first row that was changed, removed or inserted.
+        AuditChainBroken: names the first row that was changed, removed or inserted, and how.
     """
-    before, signed = Head(0, GENESIS), 0
-    stored_details = sa.cast(AuditEntry.details, sa.Text).label("stored_details")
-    query = sa.select(AuditEntry, stored_details).order_by(AuditEntry.id)
-    rows = session.execute(query, execution_options={"yield_per": ROWS_A_BATCH, "populate_existing": True})
-    for row, stored in rows:
-        if row.id != before.id + 1:
-            raise AuditChainBroken(f"row {before.id + 1} of the audit log is missing")
-        if row.prev_hash != before.hash or row.hash != _hash(row, stored):
-            raise AuditChainBroken(
-                f"row {row.id} of the audit log ({row.action} {row.subject}) was changed by hand"
-            )
-        if hmac_key is not None and (row.hmac is not None or signed):
-            if not hmac.compare_digest(row.hmac or "", _sign(hmac_key, row.hash)):
-                raise AuditChainBroken(f"row {row.id} of the audit log is not signed with this key")
-            signed += 1
-        before = Head(row.id, row.hash)
-        if expected is not None and expected.id == row.id and expected != before:
-            raise AuditChainBroken(f"row {row.id} of the audit log is not the one exported as head")
-        session.expunge(row)
-    if expected is not None and expected.id > before.id:
-        raise AuditChainBroken(
-            f"row {before.id + 1} of the audit log is missing: it once reached {expected.id}"
+    verified, broken = examine(session, hmac_key, expected=expected, on_row=on_row)
+    if broken is not None:
+        raise AuditChainBroken(str(broken))
+    return verified
+
+
+def contradictions(session: Session) -> list[str]:
+    """Keys whose champion is not the one that the log's newest decision made, a sentence each.
+
+    Either the registry was changed by hand, or rows were cut off the log's end.
+    """
+    decided = {
+        subject: (id_, details.get("model_id"), details.get("version"))
+        for subject, id_, details in session.execute(
+            sa.select(AuditEntry.subject, AuditEntry.id, AuditEntry.details)
+            .where(AuditEntry.action.in_(CHAMPION_ACTIONS))
+            .distinct(AuditEntry.subject)
+            .order_by(AuditEntry.subject, AuditEntry.id.desc())
         )
-    return Verified(rows=before.id, signed=signed, head=before)
-
-
-def _hash(row: AuditEntry, stored_details: str) -> str:
-    at = row.at.astimezone(UTC).isoformat()
-    content = [row.id, at, row.action, row.actor, row.subject, row.why, stored_details, row.prev_hash]
-    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
-
-
-def _sign(key: bytes, digest: str) -> str:
-    return hmac.new(key, digest.encode(), hashlib.sha256).hexdigest()
+    }
+    serving = {
+        str(row.key): row for row in session.scalars(sa.select(ModelRow).where(ModelRow.state == "champion"))
+    }
+    found = []
+    for subject in sorted(decided.keys() | serving.keys()):
+        row, (id_, model_id, version) = serving.get(subject), decided.get(subject, (None, None, None))
+        if (None if row is None else row.id) != model_id:
+            has = "has no champion" if row is None else f"has version {row.version} as champion"
+            says = "knows of none" if id_ is None else f"says version {version} (row {id_})"
+            found.append(f"{subject}: the registry {has}, the audit log {says}")
+    return found
