@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 from sqlalchemy.orm import Session
 
 from db.audit_chain import GENESIS, Break, Head, Verified, entry_json, examine, row_hash, sign
@@ -149,7 +149,7 @@ def contradictions(session: Session) -> list[str]:
         for subject, id_, details in session.execute(
             sa.select(AuditEntry.subject, AuditEntry.id, AuditEntry.details)
             .where(AuditEntry.action.in_(CHAMPION_ACTIONS))
-            .distinct(AuditEntry.subject)
+            .ext(distinct_on(AuditEntry.subject))
             .order_by(AuditEntry.subject, AuditEntry.id.desc())
         )
     }

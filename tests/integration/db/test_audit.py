@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
@@ -8,15 +11,17 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from db import audit
+from db import audit, references, registry
+from db.audit_chain import row_hash
 from db.session import transaction
 from ml.errors import AuditChainBroken
-from tests.integration.db.rows import race
+from tests.integration.db.rows import add_model, race, reference
 
 pytestmark = pytest.mark.database
 
 NOW = datetime(2019, 10, 17, 3, 4, 5, 678901, tzinfo=UTC)
 KEY = b"secret"
+KEY_NAME = "BTCUSDT 1h trending"
 
 
 def append(engine: Engine, why: str = "because", *, hmac_key: bytes | None = None) -> None:
@@ -52,10 +57,11 @@ def head(engine: Engine) -> audit.Head:
 
 
 def by_hand(engine: Engine, statement: str) -> None:
-    """As the database's owner can: triggers off for the session."""
-    with engine.begin() as connection:
-        connection.execute(sa.text("SET LOCAL session_replication_role = replica"))
-        assert connection.execute(sa.text(statement)).rowcount
+    """As the table's owner can, for good."""
+    with tampered(engine) as session:
+        assert session.execute(sa.text(statement)).rowcount  # type: ignore[attr-defined]
+        session.execute(sa.text("ALTER TABLE ml_audit_log ENABLE TRIGGER USER"))
+        session.commit()
 
 
 def test_empty_log_is_in_order(engine: Engine) -> None:
@@ -108,35 +114,211 @@ def test_table_refuses_to_be_changed(engine: Engine, subtests: pytest.Subtests) 
     assert verify(engine).rows == 1
 
 
-def test_verify_names_the_row_that_was_changed_by_hand(engine: Engine, subtests: pytest.Subtests) -> None:
-    for _ in range(4):
-        append(engine)
-    for assignment in (
-        "why = 'other'",
-        "actor = 'someone'",
-        "action = 'rollback'",
-        "subject = 'ETHUSDT 1h trending'",
-        "at = at + interval '1 microsecond'",
-        "details = jsonb_set(details, '{f1}', '0.62')",
-        "details = jsonb_set(details, '{whole}', '1')",
-        "hash = repeat('a', 64)",
-        "prev_hash = repeat('b', 64)",
-    ):
-        with subtests.test(assignment), Session(engine) as session:
-            session.execute(sa.text("SET LOCAL session_replication_role = replica"))
-            session.execute(sa.text(f"UPDATE ml_audit_log SET {assignment} WHERE id = 3"))
-            with pytest.raises(AuditChainBroken, match="row 3 "):
-                audit.verify(session)
-            session.rollback()
-    assert verify(engine).rows == 4
+CONTENT = "what it holds (at, action, actor, subject, why or details) is not what its hash was made of"
+SHIFT_DOWN = "UPDATE ml_audit_log SET id = id - 1 WHERE id > 3"
 
 
-def test_verify_names_the_row_that_was_removed(engine: Engine) -> None:
-    for _ in range(4):
-        append(engine)
-    by_hand(engine, "DELETE FROM ml_audit_log WHERE id = 2")
-    with pytest.raises(AuditChainBroken, match=r"row 2 .* missing"):
-        verify(engine)
+@dataclass(frozen=True)
+class Tampering:
+    """What someone with the owner's rights did, and what is said of it."""
+
+    statements: tuple[str, ...]
+    row: int
+    problem: str
+    more: int = 0
+    holds: str | None = None
+    """``why`` of the row that is named; None where the row is gone."""
+
+
+def changed(assignment: str, problem: str = CONTENT, *, more: int = 0, holds: str = "reason 3") -> Tampering:
+    return Tampering((f"UPDATE ml_audit_log SET {assignment} WHERE id = 3",), 3, problem, more, holds)
+
+
+TAMPERINGS = {
+    "why": changed("why = 'other'", holds="other"),
+    "actor": changed("actor = 'someone'"),
+    "action": changed("action = 'rollback'"),
+    "subject": changed("subject = 'ETHUSDT 1h trending'"),
+    "at": changed("at = at + interval '1 microsecond'"),
+    "a number in details": changed("details = jsonb_set(details, '{f1}', '0.62')"),
+    "a number's form in details": changed("details = jsonb_set(details, '{whole}', '1')"),
+    "hash": changed("hash = repeat('a', 64)", "its hash; everything else is as it was", more=1),
+    "prev_hash": changed("prev_hash = repeat('b', 64)", "its prev_hash; everything else is as it was"),
+    "hmac": changed("hmac = repeat('c', 64)", "is not signed with this key"),
+    "hmac taken off": changed("hmac = NULL", "is not signed, and rows before it are"),
+    "id": Tampering(
+        ("UPDATE ml_audit_log SET id = 30 WHERE id = 3",), 3, "stands under the id 30", 1, "reason 3"
+    ),
+    "two columns": Tampering(
+        ("UPDATE ml_audit_log SET why = 'other', prev_hash = repeat('b', 64) WHERE id = 3",),
+        3,
+        CONTENT + "; it does not name the hash of row 2",
+        holds="other",
+    ),
+    "deleted from the middle": Tampering(("DELETE FROM ml_audit_log WHERE id = 3",), 3, "is missing; "),
+    "three deleted": Tampering(
+        ("DELETE FROM ml_audit_log WHERE id BETWEEN 2 AND 4",), 2, "is missing, with all up to row 4"
+    ),
+    "the first deleted": Tampering(("DELETE FROM ml_audit_log WHERE id = 1",), 1, "is missing"),
+    "deleted, and the gap closed": Tampering(
+        ("DELETE FROM ml_audit_log WHERE id = 3", SHIFT_DOWN),
+        3,
+        "was written as row 4: the order was changed by hand, is missing and later ones were numbered anew",
+        2,
+        "reason 4",
+    ),
+    "deleted from the end": Tampering(
+        ("DELETE FROM ml_audit_log WHERE id >= 5",), 5, "is missing, with all up to row 6: it once reached 6"
+    ),
+    "emptied": Tampering(
+        ("TRUNCATE ml_audit_log",), 1, "is missing, with all up to row 6: it once reached 6"
+    ),
+    "swapped": Tampering(
+        (
+            "UPDATE ml_audit_log SET id = 99 WHERE id = 3",
+            "UPDATE ml_audit_log SET id = 3 WHERE id = 4",
+            "UPDATE ml_audit_log SET id = 4 WHERE id = 99",
+        ),
+        3,
+        "was written as row 4: the order was changed by hand, rows 3 and 4 have changed places",
+        2,
+        "reason 4",
+    ),
+    "inserted in the middle": Tampering(
+        (
+            "UPDATE ml_audit_log SET id = id + 10 WHERE id > 2",
+            "UPDATE ml_audit_log SET id = id - 9 WHERE id > 2",
+            "INSERT INTO ml_audit_log SELECT 3, at, action, actor, subject, 'inserted', details, "
+            "repeat('d', 64), repeat('e', 64), NULL FROM ml_audit_log WHERE id = 2",
+        ),
+        3,
+        "was inserted by hand: row 4 follows row 2",
+        4,
+        "inserted",
+    ),
+    "added at the end": Tampering(
+        (
+            "INSERT INTO ml_audit_log SELECT 7, at, action, actor, subject, 'added', details, "
+            "hash, repeat('e', 64), NULL FROM ml_audit_log WHERE id = 6",
+        ),
+        7,
+        CONTENT,
+        holds="added",
+    ),
+}  # fmt: skip
+
+
+@contextmanager
+def tampered(engine: Engine, *statements: str) -> Iterator[Session]:
+    """As the table's owner can: triggers off, and nobody sees it. Undone at the end."""
+    with Session(engine) as session:
+        session.execute(sa.text("ALTER TABLE ml_audit_log DISABLE TRIGGER USER"))
+        for statement in statements:
+            session.execute(sa.text(statement))
+        yield session
+        session.rollback()
+
+
+def test_verify_names_the_row_that_was_touched_by_hand_and_how(
+    engine: Engine, subtests: pytest.Subtests
+) -> None:
+    for number in range(1, 7):
+        append(engine, f"reason {number}", hmac_key=KEY)
+    exported = head(engine)
+    for name, done in TAMPERINGS.items():
+        with subtests.test(name), tampered(engine, *done.statements) as session:
+            _, broken = audit.examine(session, KEY, expected=exported)
+            assert broken is not None
+            assert (broken.id, broken.more, broken.holds and broken.holds["why"]) == (
+                done.row,
+                done.more,
+                done.holds,
+            )
+            assert done.problem in "; it ".join(broken.problems)
+            with pytest.raises(AuditChainBroken, match=f"^row {done.row} of the audit log "):
+                audit.verify(session, KEY, expected=exported)
+    assert verify(engine, KEY, exported).rows == 6
+
+
+def test_row_whose_hash_was_made_anew_is_named_by_the_row_after_it(engine: Engine) -> None:
+    """The hash is public: who rewrites a row can make it fit the one before, not the one after."""
+    for number in range(1, 6):
+        append(engine, f"reason {number}")
+    with tampered(engine, "UPDATE ml_audit_log SET why = 'other' WHERE id = 3") as session:
+        make_hash_anew(session, 3)
+        _, broken = audit.examine(session)
+        assert broken is not None
+        assert (broken.id, broken.holds and broken.holds["why"]) == (3, "other")
+        assert broken.problems == ("was changed by hand and its hash made anew: row 4 names the one it had",)
+
+
+def test_chain_made_anew_to_its_end_is_found_by_the_signatures_and_by_an_exported_head(
+    engine: Engine,
+) -> None:
+    for number in range(1, 6):
+        append(engine, f"reason {number}", hmac_key=KEY)
+    exported = head(engine)
+    with tampered(engine, "UPDATE ml_audit_log SET why = 'other' WHERE id = 3") as session:
+        for id_ in (3, 4, 5):
+            make_hash_anew(session, id_)
+        assert audit.verify(session).rows == 5  # neither key nor head: nothing to see
+        with pytest.raises(AuditChainBroken, match=r"^row 3 .* not signed with this key"):
+            audit.verify(session, KEY)
+        with pytest.raises(AuditChainBroken, match=r"^row 5 .* not the one exported"):
+            audit.verify(session, expected=exported)
+
+
+def make_hash_anew(session: Session, id_: int) -> None:
+    row = session.get_one(audit.AuditEntry, id_, populate_existing=True)
+    if id_ > 1:
+        row.prev_hash = session.get_one(audit.AuditEntry, id_ - 1).hash
+    details = session.scalar(sa.text("SELECT details::text FROM ml_audit_log WHERE id = :id"), {"id": id_})
+    row.hash = row_hash(row, details)
+    session.flush()
+
+
+def test_champion_that_the_log_does_not_know_is_found(engine: Engine) -> None:
+    with transaction(engine) as session:
+        first, second = (add_model(session) for _ in range(2))
+        for row in (first, second):
+            references.save(session, row.id, reference())
+            registry.promote(session, row.id, now=NOW, actor="test", why="better", details={})
+        assert audit.contradictions(session) == []
+    with tampered(engine, "DELETE FROM ml_audit_log WHERE id = 2") as session:
+        assert audit.verify(session).rows == 1  # the end was cut off: the chain holds
+        assert audit.contradictions(session) == [
+            f"{KEY_NAME}: the registry has version 2 as champion, the audit log says version 1 (row 1)"
+        ]
+    with tampered(engine, "UPDATE ml_models SET state = 'archived'") as session:
+        assert audit.contradictions(session) == [
+            f"{KEY_NAME}: the registry has no champion, the audit log says version 2 (row 2)"
+        ]
+    with tampered(engine, "TRUNCATE ml_audit_log") as session:
+        assert audit.contradictions(session) == [
+            f"{KEY_NAME}: the registry has version 2 as champion, the audit log knows of none"
+        ]
+
+
+def test_rows_are_listed_by_subject_and_action(engine: Engine) -> None:
+    with transaction(engine) as session:
+        for action, subject in (
+            ("key_add", "BTCUSDT 1h"),
+            ("promote", "BTCUSDT 1h all"),
+            ("promote", "BTCUSDT 4h all"),
+            ("promote", "BTCUSDTX 1h all"),
+            ("freeze", "BTC_SDT 1h all"),
+        ):
+            audit.append(session, action=action, actor="me", subject=subject, why="", details={}, now=NOW)
+
+        def ids(subject: str | None = None, action: str | None = None) -> list[int]:
+            return [row.id for row in audit.recent(session, 10, subject=subject, action=action)]
+
+        assert ids() == [5, 4, 3, 2, 1]
+        assert ids("BTCUSDT") == [3, 2, 1]
+        assert ids("BTCUSDT 1h") == [2, 1]
+        assert ids("BTC_SDT") == [5]
+        assert ids("BTCUSDT", "promote") == [3, 2]
+        assert ids(action="freeze") == [5]
 
 
 def test_fork_is_refused_by_the_index(engine: Engine) -> None:
