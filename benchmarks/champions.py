@@ -64,6 +64,7 @@ TRAINING: Final[dict[str, Any]] = {
         "max_feature_drift_ks": 1,
         "min_auc_lower": 0,
         "min_brier_skill_lower": -1,
+        "slice_alpha": 0,
     },
 }
 

@@ -15,6 +15,7 @@ from datetime import UTC
 import pandas as pd
 
 from ml.candles import Candles
+from ml.comparison import compare
 from ml.config import TrainingConfig
 from ml.dataset import label_signals, read_market
 from ml.errors import TrainingRefused
@@ -82,7 +83,14 @@ def _lines(tables: Mapping[str, SignalRows], config: TrainingConfig, interval: s
 
 def _line(key: ModelKey, challenger: Challenger, config: TrainingConfig) -> str:
     judged = challenger.evaluation
-    decision = decide(judged, None, challenger.drift_score, config.gates)
+    decision = decide(
+        judged,
+        compare(challenger, None, config),
+        challenger.drift_score,
+        config.gates,
+        trial=None,
+        probes=(),  # of what is stored and served; nothing is here
+    )
     failed = ", ".join(gate.name.removeprefix("min_") for gate in decision.gates if not gate.passed)
     cells = [
         f"{key.symbol} {key.regime}",

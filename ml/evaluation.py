@@ -27,6 +27,7 @@ __all__ = [
     "MIN_BLOCKS",
     "Estimate",
     "Evaluation",
+    "ScoreOrder",
     "block_multiplicities",
     "estimate",
     "evaluate",
@@ -156,7 +157,7 @@ def evaluate(
         "net_accepted": net * accepted,
         "net_label": net * label,
     }
-    scores = (_ScoreOrder(confidence, label), _ScoreOrder(rows.pattern_confidence, label))
+    scores = (ScoreOrder(confidence, label), ScoreOrder(rows.pattern_confidence, label))
     table = np.column_stack(list(columns.values()))
     point = _statistics(np.ones((1, len(rows))), tuple(columns), table, scores)
     parts = [
@@ -217,8 +218,13 @@ def block_multiplicities(
         yield running.astype(np.float64)
 
 
-class _ScoreOrder:
-    """A score sorted once, so that the AUC of every resample is a cumulative sum of its negatives."""
+class ScoreOrder:
+    """A score sorted once, so that the AUC of every resample is a cumulative sum of its negatives.
+
+    Args:
+        score: (n,) of each row.
+        label: (n,) 0 and 1.
+    """
 
     def __init__(self, score: Floats, label: Floats) -> None:
         order = np.argsort(score, kind="stable")
@@ -240,7 +246,7 @@ class _ScoreOrder:
 
 
 def _statistics(
-    weights: Floats, names: tuple[str, ...], table: Floats, scores: tuple[_ScoreOrder, _ScoreOrder]
+    weights: Floats, names: tuple[str, ...], table: Floats, scores: tuple[ScoreOrder, ScoreOrder]
 ) -> dict[str, Floats]:
     """Every metric of every resample, of shape (b,): from weights (b, n) and a table (n, len(names))."""
     total = dict(zip(names, (weights @ table).T, strict=True))

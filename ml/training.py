@@ -36,7 +36,6 @@ from ml.keys import ALL_REGIMES, REGIMES, ModelKey, interval_duration
 from ml.labels import recency_weight
 from ml.live_weights import ServedConfidence, live_weights
 from ml.novelty import make_ranges
-from ml.promotion import Comparison
 from ml.rows import SignalRows
 from ml.splits import Split, SplitTimes, split, split_times
 
@@ -47,7 +46,6 @@ __all__ = [
     "Challenger",
     "FittedBooster",
     "bootstrap_block",
-    "compare",
     "fit_booster",
     "fit_key",
     "judge",
@@ -326,28 +324,8 @@ def judge(
 
 
 def bootstrap_block(key: ModelKey, config: TrainingConfig) -> timedelta:
-    """Length of a bootstrap block of the key's rows."""
+    """Length of a block of the bootstrap of a key's rows: ``BLOCK_HORIZONS`` label horizons."""
     return BLOCK_HORIZONS * config.labels.horizon_bars * interval_duration(key.interval)
-
-
-def compare(challenger: Challenger, champion: Predictor, config: TrainingConfig) -> Comparison:
-    """Judge both on those of the challenger's test rows that the champion has not seen either.
-
-    Those are all of them unless the boundaries moved back: older candles came in, or the shares changed.
-    Under ``min_test_rows`` of them there is nothing to compare.
-    """
-    start = np.datetime64(champion.model.spans["test_start"], "us")
-    unseen = challenger.test.close_time >= start
-    if unseen.sum() < config.split.min_test_rows:
-        return Comparison(None, None)
-    base_rate = challenger.model.base_rate
-    rows = challenger.test.take(unseen)
-    return Comparison(
-        challenger.evaluation
-        if unseen.all()
-        else judge(challenger.predictor, rows, config, known_base_rate=base_rate),
-        judge(champion, rows, config, known_base_rate=base_rate),
-    )
 
 
 def _train(

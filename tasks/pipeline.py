@@ -11,14 +11,16 @@ from sqlalchemy.orm import Session
 from db import candles, registry
 from ml.artifact import Predictor
 from ml.candles import Candles
+from ml.comparison import compare
 from ml.dataset import check_candles, label_signals, read_market
 from ml.ensemble import choose
 from ml.errors import ArtifactCorrupt, KeyRejected, RetryLater, TrainingRefused
 from ml.live_weights import ServedConfidence
 from ml.noise import clean
-from ml.promotion import decide
+from ml.probes import answers, no_look_ahead
+from ml.promotion import GateResult, decide, next_trial
 from ml.rows import SignalRows
-from ml.training import Challenger, FittedBooster, compare, fit_key, pool_rows
+from ml.training import Challenger, FittedBooster, fit_key, pool_rows
 from tasks.promotion import Judged, save_challenger
 from tasks.run import Run
 from tasks.served import served_confidence
@@ -46,10 +48,10 @@ def train_key(run: Run) -> dict[str, Any]:
     slots = fit_slots(run.key, run.config, known, served)
     found = find_fits(run, slots)
     reused = len(found) == len(slots)
-    tables, left_out = _signal_rows(run, known, (run.key.symbol,) if reused else slots[0].symbols)
+    tables, raw, left_out = _signal_rows(run, known, (run.key.symbol,) if reused else slots[0].symbols)
     rows = tables[run.key.symbol]
     fitted, ensemble = _chosen(run, rows, _fits(run, slots, tables, served, found))
-    judged = _judge(run, rows, fitted, reused=reused, left_out=left_out)
+    judged = _judge(run, rows, raw, fitted, reused=reused, left_out=left_out)
     with run.lease.stage("save"):
         return _save(run, judged, {"live_outcomes": fitted.rows.get("served", 0)} | ensemble)
 
@@ -80,8 +82,9 @@ def _served(run: Run, known: Mapping[str, str]) -> ServedConfidence | None:
 
 def _signal_rows(
     run: Run, known: Mapping[str, str], symbols: tuple[str, ...]
-) -> tuple[dict[str, SignalRows], dict[str, str]]:
-    """Candles as known at the cut -> labelled signals, a table a symbol; and who was left out, why."""
+) -> tuple[dict[str, SignalRows], Candles, dict[str, str]]:
+    """Candles as known at the cut -> labelled signals, a table a symbol; the key's own candles before the
+    noise filter; and who was left out, why."""
     with run.lease.stage("load") as counts, run.resources.transaction() as session:
         raw = {
             symbol: candles.read(session, symbol, run.key.interval, known_at=run.job.as_of)
@@ -103,7 +106,7 @@ def _signal_rows(
             for symbol, market in markets.items()
         }
         counts["rows"] = sum(map(len, tables.values()))
-    return tables, left_out
+    return tables, raw[run.key.symbol], left_out
 
 
 def _clean(run: Run, raw: Mapping[str, Candles]) -> tuple[dict[str, Candles], dict[str, str]]:
@@ -157,7 +160,13 @@ def _chosen(
 
 
 def _judge(
-    run: Run, rows: SignalRows, fitted: FittedBooster, *, reused: bool, left_out: dict[str, str]
+    run: Run,
+    rows: SignalRows,
+    raw: Candles,
+    fitted: FittedBooster,
+    *,
+    reused: bool,
+    left_out: dict[str, str],
 ) -> Judged:
     """Calibrate and evaluate on the key's own rows, beside the champion on rows that neither has seen."""
     with run.lease.stage("evaluate") as counts:
@@ -165,22 +174,45 @@ def _judge(
         with run.resources.transaction() as session:
             champion = registry.champion(session, run.key)
             incumbent = None if champion is None else _incumbent(session, champion, challenger)
+            cuts = registry.trials(session, run.key, since=None)
             stored = [
                 series
                 for series in candles.series(session)
                 if series.interval == run.key.interval and series.symbol in fitted.symbols
             ]
-        comparison = None if incumbent is None else compare(challenger, incumbent, run.config)
+        comparison = compare(challenger, incumbent, run.config)
+        trial = None
+        if champion is not None and incumbent is not None:
+            trial = next_trial(
+                cuts, champion_cut=champion.data_cut, cut=run.job.as_of, gates=run.config.gates
+            )
+        decision = decide(
+            challenger.evaluation,
+            comparison,
+            challenger.drift_score,
+            run.config.gates,
+            trial=trial,
+            probes=_probes(challenger, fitted, raw, seed=run.config.fit.seed),
+        )
         counts["rows"] = challenger.evaluation.rows
-        decision = decide(challenger.evaluation, comparison, challenger.drift_score, run.config.gates)
     return Judged(
         challenger=challenger,
         champion=champion,
-        champion_evaluation=None if comparison is None else comparison.champion,
+        champion_evaluation=comparison.champion,
         decision=decision,
         sources={series.symbol: series.source for series in stored},
         fit_reused=reused,
         left_out=left_out,
+    )
+
+
+def _probes(
+    challenger: Challenger, fitted: FittedBooster, raw: Candles, *, seed: int
+) -> tuple[GateResult, ...]:
+    """What cannot be told from a metric."""
+    return (
+        answers(challenger.predictor, fitted.ubjson, challenger.test, seed=seed),
+        no_look_ahead(challenger.test, raw, seed=seed),
     )
 
 

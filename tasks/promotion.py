@@ -1,13 +1,20 @@
-"""A judged challenger's fate, in one transaction: stored, and promoted or rejected with its reasons."""
+"""A judged challenger's fate, in one transaction: stored, and promoted, put in shadow or rejected.
+
+    candidate -> (shadow ->) champion -> archived, or rejected
+
+The candidate of this file passed its gates or did not. What becomes of one in shadow is decided by
+``tasks.review``; what becomes of a champion by the next one, by a rollback or by people.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, TypedDict
 
 from sqlalchemy.orm import Session
 
-from db import artifacts, audit, evaluations, references, registry
+from db import artifacts, evaluations, keys, references, registry
 from ml.artifact import sha256_hex, to_bytes
 from ml.errors import RetryLater
 from ml.evaluation import Evaluation
@@ -40,7 +47,8 @@ def save_challenger(
     run: Run,
     judged: Judged,
 ) -> dict[str, Any]:
-    """Store the challenger with its evaluation and reference; promote it if the gates let it.
+    """Store the challenger with its evaluation and reference; promote it, or let it answer in shadow, if the
+    gates let it and the key is not frozen.
 
     A challenger whose bytes the key has already changes nothing: same candles, same options, same model.
 
@@ -56,16 +64,28 @@ def save_challenger(
     if existing is not None:
         return _outcome(existing, judged, result="unchanged")
     artifacts.put(session, sha256=sha256, body=body, kind="model", address=None, metadata={})
-    row = _register(session, run, judged, sha256)  # holds the key's lock from here on
+    registry.lock_key(session, run.key)  # no promotion, rollback or freeze from here on
     champion = registry.champion(session, run.key)
     if (champion and champion.id) != (judged.champion and judged.champion.id):
         raise RetryLater(
             f"{run.key}: the champion changed while a challenger was judged against the one before"
         )
+    judged = replace(judged, decision=_unless_frozen(session, run, judged.decision))
+    row = _register(session, run, judged, sha256)
     _record_evaluations(session, run, judged, row)
     references.save(session, row.id, judged.challenger.reference)
-    _decide(session, run, judged, row)
-    return _outcome(row, judged, result="promoted" if judged.decision.promote else "rejected")
+    return _outcome(row, judged, result=_settle(session, run, judged, row))
+
+
+def _unless_frozen(session: Session, run: Run, decision: Decision) -> Decision:
+    """A frozen key's champion is changed by people only: its challengers are judged all the same."""
+    frozen = keys.frozen(session, run.key)
+    if frozen is None:
+        return decision
+    return decision.held(
+        f"{run.key} is frozen since {frozen.frozen_at:%Y-%m-%d %H:%M} UTC by {frozen.frozen_by} "
+        f"({frozen.frozen_why}): only people change its champion until it is thawed"
+    )
 
 
 def _register(
@@ -87,7 +107,7 @@ def _register(
         config_digest=run.config.digest(),
         metrics=challenger.evaluation.to_json(),
         decision=judged.decision.to_json(),
-        state="candidate" if judged.decision.promote else "rejected",
+        state="candidate",
         metadata={
             "sources": judged.sources,
             "pool": challenger.model.pool,
@@ -131,36 +151,47 @@ def _record_evaluations(
         )
 
 
-def _decide(
-    session: Session,
-    run: Run,
-    judged: Judged,
-    row: registry.ModelRow,
-) -> None:
-    """The audit row of either fate; `registry.promote` writes its own."""
-    now = run.resources.clock.now()
+def _settle(session: Session, run: Run, judged: Judged, row: registry.ModelRow) -> str:
+    """Take the candidate where the decision says, each step with an audit row; the job's result in a word."""
     secret = run.resources.settings.audit_hmac_key
-    hmac_key = None if secret is None else secret.get_secret_value().encode()
-    details: dict[str, object] = {
-        "job_id": run.job.id,
-        "reason": run.job.reason,
-        "requested_by": run.job.requested_by,
+    step: _Step = {
+        "now": run.resources.clock.now(),
+        "actor": ACTOR,
+        "details": {
+            "job_id": run.job.id,
+            "reason": run.job.reason,
+            "requested_by": run.job.requested_by,
+        },
+        "hmac_key": None if secret is None else secret.get_secret_value().encode(),
     }
-    if judged.decision.promote:
-        why = "every gate passed"
-        registry.promote(session, row.id, now=now, actor=ACTOR, why=why, details=details, hmac_key=hmac_key)
-        return
-    details |= {"model_id": row.id, "version": row.version, "artifact_sha256": row.artifact_sha256}
-    audit.append(
-        session,
-        action="reject",
-        actor=ACTOR,
-        subject=str(run.key),
-        why="; ".join(judged.decision.reasons),
-        details=details,
-        now=now,
-        hmac_key=hmac_key,
-    )
+    if not judged.decision.promote:
+        registry.move(session, row.id, "rejected", why="; ".join(judged.decision.reasons), **step)
+        return "rejected"
+    for older in registry.models(session, key=run.key, state="shadow"):
+        why = f"version {row.version} passed its gates and took its place"
+        registry.move(session, older.id, "rejected", why=why, **step)
+    if run.config.shadow.on:
+        registry.move(session, row.id, "shadow", why=f"every gate passed; {_asked(run)}", **step)
+        return "shadow"
+    registry.promote(session, row.id, why="every gate passed", **step)
+    return "promoted"
+
+
+class _Step(TypedDict):
+    """What every change of a model's state says."""
+
+    now: datetime
+    actor: str
+    details: dict[str, object]
+    hmac_key: bytes | None
+
+
+def _asked(run: Run) -> str:
+    """What ends the shadow phase, in words."""
+    shadow = run.config.shadow
+    signals = f"{shadow.signals} matured outcomes" if shadow.signals else ""
+    days = f"{shadow.days:g} days" if shadow.days else ""
+    return f"{' or '.join(filter(None, (signals, days)))} in shadow are asked for"
 
 
 def _outcome(row: registry.ModelRow, judged: Judged, *, result: str) -> dict[str, Any]:

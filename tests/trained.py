@@ -37,6 +37,10 @@ TRAINING: Final[dict[str, Any]] = {
         "max_feature_drift_ks": 1,
         "min_auc_lower": 0,
         "min_brier_skill_lower": -1,
+        "max_f1_loss": 1,
+        "promotion_alpha": 1,
+        "alpha_days": 0,
+        "slice_alpha": 0,
     },
 }
 REPLAY_ENV: Final = {

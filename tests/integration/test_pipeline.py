@@ -38,6 +38,10 @@ OPEN_GATES = {
     "max_feature_drift_ks": 1,
     "min_auc_lower": 0,
     "min_brier_skill_lower": -1,
+    "max_f1_loss": 1,
+    "promotion_alpha": 1,
+    "alpha_days": 0,
+    "slice_alpha": 0,
 }
 SMALL: dict[str, Any] = {
     "pool": "symbol",

@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from feeds import samples
 from ml.artifact import Model, sha256_hex, to_bytes
 from ml.candles import resample
+from ml.comparison import compare
 from ml.config import TrainingConfig
 from ml.dataset import build_rows
 from ml.errors import TrainingRefused
 from ml.fallback import unfit_regimes
 from ml.keys import REGIMES, ModelKey
 from ml.noise import clean
-from ml.promotion import Comparison, decide
+from ml.promotion import Decision, decide
 from ml.rows import SignalRows
-from ml.training import Challenger, FittedBooster, compare, fit_booster, fit_key, judge, own_rows, pool_rows
+from ml.training import Challenger, FittedBooster, fit_booster, fit_key, own_rows, pool_rows
 
 MakeRows = Callable[..., SignalRows]
 
@@ -42,6 +43,14 @@ def trained(rows: SignalRows, key: ModelKey = ALL) -> Challenger:
     return fit_key(key, rows, fit_booster(rows, CONFIG, interval="1h"), CONFIG, as_of=AS_OF)
 
 
+def decided(challenger: Challenger) -> Decision:
+    """Where the key has no champion, by what the rows say."""
+    compared = compare(challenger, None, CONFIG)
+    return decide(
+        challenger.evaluation, compared, challenger.drift_score, CONFIG.gates, trial=None, probes=()
+    )
+
+
 def learned(challenger: Challenger) -> Model:
     """The model but for the patterns' live hit rates, which are the symbol's and of every known outcome, and
     for the regimes that it turned out unfit for on its test rows."""
@@ -51,7 +60,7 @@ def learned(challenger: Challenger) -> Model:
 def test_a_planted_signal_passes_every_gate(make_rows: MakeRows) -> None:
     challenger = trained(make_rows(6000, strength=0.8))
 
-    decision = decide(challenger.evaluation, None, challenger.drift_score, CONFIG.gates)
+    decision = decided(challenger)
 
     assert decision.promote, decision.reasons
     # The one feature that matters carries the model, and was compared most.
@@ -68,7 +77,7 @@ def test_shuffled_labels_fail_the_skill_gates(make_rows: MakeRows, seed: int) ->
 
     challenger = trained(shuffled)
 
-    gates = {gate.name: gate.passed for gate in decide(challenger.evaluation, None, 0.0, CONFIG.gates).gates}
+    gates = {gate.name: gate.passed for gate in decided(challenger).gates}
     assert not (gates["min_auc_lower"] and gates["min_brier_skill_lower"])
 
 
@@ -211,40 +220,6 @@ def test_progress_is_told_tree_by_tree_and_may_stop_the_fit(make_rows: MakeRows)
 
     with pytest.raises(TimeoutError, match="1 of 5"):
         fit_booster(rows, config, interval="1h", on_round=stop)
-
-
-def test_a_champion_is_judged_on_its_challengers_test_rows(make_rows: MakeRows) -> None:
-    rows = make_rows(6000)
-    champion, challenger = trained(rows.take(np.arange(5500))), trained(rows)
-
-    found = compare(challenger, champion.predictor, CONFIG)
-
-    assert found.challenger == challenger.evaluation
-    assert found.champion == judge(
-        champion.predictor, challenger.test, CONFIG, known_base_rate=challenger.model.base_rate
-    )
-    assert (
-        decide(challenger.evaluation, found, challenger.drift_score, CONFIG.gates).gates[3].value is not None
-    )
-
-
-def test_a_champion_is_never_judged_on_rows_that_it_was_fitted_on(make_rows: MakeRows) -> None:
-    """Older candles came in: the boundaries moved back, into what the champion grew on."""
-    rows = make_rows(8000)
-    champion, challenger = trained(rows.take(np.arange(3000, 8000))), trained(rows)
-    seen_until = np.datetime64(champion.model.spans["test_start"])
-    assert (challenger.test.close_time < seen_until).any()
-
-    found = compare(challenger, champion.predictor, CONFIG)
-
-    assert found.champion is not None
-    assert found.challenger is not None
-    assert np.datetime64(found.champion.first_close) >= seen_until
-    assert found.champion.rows == found.challenger.rows < challenger.evaluation.rows
-    strict = CONFIG.model_copy(
-        update={"split": CONFIG.split.model_copy(update={"min_test_rows": found.champion.rows + 1})}
-    )
-    assert compare(challenger, champion.predictor, strict) == Comparison(None, None)
 
 
 def test_pools_are_the_keys_the_symbols_and_everyones_rows(make_rows: MakeRows) -> None:
