@@ -1,0 +1,388 @@
+"""``alphaplus drift check | summary | retrain | thresholds | actions | regret``."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+
+import click
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
+
+from db import drift as checks
+from db import drift_actions, drift_history, registry, thresholds
+from db.session import transaction
+from ml.alarms import SeverityLimits
+from ml.errors import ConfigRejected, InputRejected, KeyRejected
+from ml.keys import ModelKey, check_note, check_symbol
+from runtime.settings import Settings, load_settings
+from worker.clock import make_clock
+from worker.database import command_engine
+from worker.drift_checking import Checked, send_checks
+from worker.drift_summary import summarise
+from worker.drift_tables import (
+    action_json,
+    action_text,
+    actions_table,
+    alert_json,
+    checks_table,
+    features_table,
+    summary_table,
+    threshold_json,
+    thresholds_table,
+    unchecked_text,
+    verdicts_table,
+)
+from worker.tables import console
+
+__all__ = ["drift"]
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
+interval_option = click.option("--interval", help="Of the candles.  [default: the default interval]")
+reason_option = click.option("--reason", help="Kept with it; required where something is changed.")
+
+
+@click.group()
+def drift() -> None:
+    """How far the market has moved from what the champions were trained on, and what is done about it."""
+
+
+@drift.command()
+@click.argument("symbol", required=False)
+@click.argument("regime", required=False)
+@interval_option
+@click.option("--all", "every", is_flag=True, help="Every key that has a champion.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Stay until it is done.")
+@click.option(
+    "--timeout", type=click.FloatRange(0.01, 3600), default=60.0, show_default=True, help="Seconds."
+)
+@as_json_option
+@click.pass_context
+def check(
+    context: click.Context,
+    /,
+    *,
+    symbol: str | None,
+    regime: str | None,
+    interval: str | None,
+    every: bool,
+    wait: bool,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Compare the newest signals of a key with what its champion was trained on, through the queue.
+
+    An alarm is a result: the exit code is 0, and 1 where the one key named could not be checked.
+
+    \b
+    alphaplus drift check BTCUSDT trending
+    alphaplus drift check --all
+    """
+    if every == (symbol is not None) or (regime is None) != (symbol is None):
+        raise click.UsageError("give SYMBOL REGIME, or --all")
+    settings = load_settings()
+    with command_engine(settings) as engine:
+        if symbol is None or regime is None:
+            keys = _champions(engine)
+        else:
+            keys = [_with_champion(engine, ModelKey(symbol, interval or settings.default_interval, regime))]
+        found = send_checks(keys, timeout_seconds=timeout if wait else None)
+        if not wait:
+            _print_sent(found, as_json)
+        elif every:
+            _print_verdicts(found, as_json)
+        elif found:
+            with transaction(engine) as session:
+                _print_check(session, found[0], as_json)
+            if found[0].rows is None:
+                context.exit(1)
+
+
+@drift.command()
+@click.option("--days", type=click.IntRange(1, 3650), default=7, show_default=True)
+@click.option("--symbol", help="Of this symbol only.")
+@as_json_option
+def summary(*, days: int, symbol: str | None, as_json: bool) -> None:
+    """Every key over some days: newest scores, how often it was loud, and what is being done."""
+    if symbol is not None:
+        check_symbol(symbol)
+    settings = load_settings()
+    now = make_clock(settings).now()
+    with command_engine(settings) as engine, transaction(engine) as session:
+        found = summarise(
+            [row.key for row in registry.champions(session)],
+            drift_history.newest(session, until=now, days=days),
+            drift_history.daily(session, until=now, days=days),
+            [*drift_actions.open_actions(session), *drift_history.snoozing(session, now)],
+            now=now,
+            span_days=days,
+        )
+    found = [one for one in found if symbol in (None, one.key.symbol)]
+    if as_json:
+        click.echo(json.dumps([one.to_json() for one in found], indent=2))
+    elif found:
+        console().print(summary_table(found, days=days))
+    else:
+        click.echo("No key has a champion, so nothing can drift. `alphaplus train SYMBOL REGIME` makes one.")
+
+
+@drift.command()
+@click.argument("symbol")
+@click.argument("regime")
+@interval_option
+@click.option("--reason", required=True, help="Why; kept in the audit log.")
+@as_json_option
+def retrain(symbol: str, regime: str, interval: str | None, reason: str, as_json: bool) -> None:
+    """Retrain a key's champion now, without waiting for an alert, a slot or a cooldown."""
+    from tasks.drift_actions import retrain_now
+    from worker.celery import app, require_broker
+
+    settings = load_settings()
+    key = ModelKey(symbol, interval or settings.default_interval, regime)
+    _check_reason(reason)
+    with command_engine(settings) as engine:
+        _with_champion(engine, key)
+    require_broker()
+    done = retrain_now(app.resources, key, actor=_actor(), reason=reason, app=app)
+    if as_json:
+        click.echo(json.dumps(done, indent=2))
+        return
+    job_id = done["action"]["job_id"]
+    what = "is retrained by" if done["began"] else "is being retrained already, by"
+    click.echo(f"{key} {what} job {job_id}; `alphaplus jobs` shows it, `alphaplus drift actions` its end.")
+
+
+@drift.command("thresholds")
+@click.argument("symbol", required=False)
+@click.argument("regime", required=False)
+@interval_option
+@click.option("--set", "changes", multiple=True, metavar="NAME=NUMBER", help="As high=0.25; repeatable.")
+@click.option("--reset", is_flag=True, help="End its own limits: what is less specific holds again.")
+@reason_option
+@click.option("--history", "with_history", is_flag=True, help="Those that held before, too.")
+@as_json_option
+def limits(
+    *,
+    symbol: str | None,
+    regime: str | None,
+    interval: str | None,
+    changes: tuple[str, ...],
+    reset: bool,
+    reason: str | None,
+    with_history: bool,
+    as_json: bool,
+) -> None:
+    """Which score is called low, medium, high and critical, for every key or for SYMBOL REGIME.
+
+    Limits hold for the key that they name; '*' as SYMBOL, REGIME or --interval stands for any. A feature is
+    called drifted over ks or psi. Changes hold from the next check on, and are in the audit log.
+
+    \b
+    alphaplus drift thresholds BTCUSDT trending --set high=0.25 --set critical=0.4 --reason "calm summer"
+    """
+    settings = load_settings()
+    scope = _scope(symbol, regime, interval, settings.default_interval)
+    changed = _parse_limits(changes)
+    if changed and reset:
+        raise click.UsageError("--set and --reset exclude each other")
+    if (changed or reset) and reason is None:
+        raise InputRejected("reason", reason, "why the limits are changed", "add --reason TEXT")
+    with command_engine(settings) as engine, transaction(engine) as session:
+        if changed or reset:
+            made = None if reset else SeverityLimits(**_limits_at(session, scope) | changed)
+            _set_limits(session, settings, scope, made, reason or "")
+        rows = [row for row in thresholds.history(session, current=not with_history) if _fits(row, scope)]
+        in_force = _limits_at(session, scope)
+    if as_json:
+        found = {"scope": str(scope), "in_force": in_force, "rows": [threshold_json(row) for row in rows]}
+        click.echo(json.dumps(found, indent=2))
+        return
+    who = "every key without limits of its own" if scope == thresholds.Scope() else str(scope)
+    click.echo(f"In force for {who}: " + ", ".join(f"{name} {value:g}" for name, value in in_force.items()))
+    if rows:
+        console().print(thresholds_table(rows))
+    else:
+        click.echo("These are the system's own; --set changes them.")
+
+
+@drift.command()
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True)
+@click.option("--open", "only_open", is_flag=True, help="Only what is under way.")
+@as_json_option
+def actions(*, limit: int, only_open: bool, as_json: bool) -> None:
+    """What was done about alerts, newest first, and what came of it."""
+    with command_engine(load_settings()) as engine, transaction(engine) as session:
+        found = drift_actions.actions(session, state="open" if only_open else None, limit=limit)
+    if as_json:
+        click.echo(json.dumps([action_json(action) for action in found], indent=2))
+    elif found:
+        console().print(actions_table(found))
+    else:
+        click.echo("Nothing was done about drift" + (" that is not finished." if only_open else " yet."))
+
+
+@drift.command()
+@click.option("--days", type=click.IntRange(1, 3650), default=180, show_default=True)
+@click.option("--symbol", help="Of this symbol only.")
+@as_json_option
+def regret(*, days: int, symbol: str | None, as_json: bool) -> None:
+    """Which retrainings paid: each promotion beside the model that it replaced, on the weeks after it.
+
+    "Not known" is an answer: the interval of the difference holds 0, or there are too few signals.
+    """
+    from tasks.regret import regret_ledger
+    from worker.regret_tables import entry_json, regret_rates, regret_table, regret_text
+
+    if symbol is not None:
+        check_symbol(symbol)
+    settings = load_settings()
+    now = make_clock(settings).now()
+    with command_engine(settings) as engine, transaction(engine) as session:
+        found = regret_ledger(session, since=now - timedelta(days=days), until=now, symbol=symbol)
+    rates = regret_rates(found)
+    if as_json:
+        click.echo(json.dumps({"entries": [entry_json(one) for one in found], "rates": rates}, indent=2))
+    elif found:
+        console().print(regret_table(found))
+        click.echo("\n".join(regret_text(rates)))
+    else:
+        click.echo(
+            f"No model took another one's place in the last {days} days, so there is nothing to regret."
+        )
+
+
+def _champions(engine: Engine) -> list[ModelKey]:
+    with transaction(engine) as session:
+        return [row.key for row in registry.champions(session)]
+
+
+def _with_champion(engine: Engine, key: ModelKey) -> ModelKey:
+    """The key. Raises KeyRejected where it has no champion: there is nothing to hold the market against."""
+    with transaction(engine) as session:
+        if registry.champion(session, key) is not None:
+            return key
+    arguments = f"{key.symbol} {key.regime} --interval {key.interval}"
+    raise KeyRejected(
+        "key",
+        str(key),
+        "a key with a champion, for drift is measured from what a champion was trained on",
+        f"`alphaplus train {arguments}` makes one; `alphaplus models --state champion` lists them",
+    )
+
+
+def _print_sent(found: Sequence[Checked], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([{"key": str(one.key), "task_id": one.task_id} for one in found], indent=2))
+        return
+    for one in found:
+        click.echo(f"{one.key}: sent, as task {one.task_id}")
+    click.echo("`alphaplus drift summary` shows what comes of it.")
+
+
+def _print_verdicts(found: Sequence[Checked], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([one.report for one in found], indent=2))
+    elif found:
+        console().print(verdicts_table([one.report for one in found]))
+    else:
+        click.echo("No key has a champion. `alphaplus train SYMBOL REGIME` makes one.")
+
+
+def _print_check(session: Session, found: Checked, as_json: bool) -> None:
+    """The rows that a check left, or those of the check of the same candles before it."""
+    alerts = checks.newest_check(session, found.key) if found.rows is not None else []
+    features = {alert.id: checks.details(session, alert) for alert in alerts if alert.kind == "features"}
+    action_id = (found.report.get("action") or {}).get("id")
+    state = None if action_id else "open"
+    newest = drift_actions.actions(session, key=found.key, state=state, limit=20)
+    done = next((one for one in newest if action_id in (None, one.id)), None)
+    if as_json:
+        rows = [alert_json(alert, features.get(alert.id, ())) for alert in alerts]
+        plain = {"alerts": rows, "action": None if done is None else action_json(done)}
+        click.echo(json.dumps(found.report | plain, indent=2))
+        return
+    if found.rows is None:
+        click.echo(unchecked_text(found.report))
+        return
+    out = console()
+    out.print(f"{found.key}: {found.sentence}", soft_wrap=True)
+    out.print(checks_table(alerts))
+    for alert in alerts:
+        if alert.kind == "features":
+            out.print(features_table(features[alert.id], alert.limits))
+    out.print(action_text(done, found.snoozed_until), soft_wrap=True)
+
+
+def _scope(
+    symbol: str | None, regime: str | None, interval: str | None, default_interval: str
+) -> thresholds.Scope:
+    """A key where symbol and regime are given; else any, where nothing is."""
+    any_ = thresholds.ANY
+    if symbol in (None, any_) or regime in (None, any_):
+        default_interval = any_
+    return thresholds.Scope(symbol or any_, interval or default_interval, regime or any_)
+
+
+def _set_limits(
+    session: Session, settings: Settings, scope: thresholds.Scope, limits: SeverityLimits | None, reason: str
+) -> None:
+    secret = settings.audit_hmac_key
+    thresholds.set_threshold(
+        session,
+        scope,
+        limits,
+        now=make_clock(settings).now(),
+        actor=_actor(),
+        why=_check_reason(reason),
+        hmac_key=None if secret is None else secret.get_secret_value().encode(),
+    )
+
+
+def _limits_at(session: Session, scope: thresholds.Scope) -> dict[str, float]:
+    """The limits that hold for what the scope names, as its most specific row has them."""
+    rows = [row for row in thresholds.history(session, current=True) if _covers(row, scope)]
+    parts = ("symbol", "interval", "regime")
+    rows.sort(key=lambda row: [getattr(row, part) == thresholds.ANY for part in parts])
+    found = thresholds.limits_of(rows[0]) if rows else SeverityLimits()
+    return {name: getattr(found, name) for name in SeverityLimits.__dataclass_fields__}
+
+
+def _covers(row: thresholds.DriftThreshold, scope: thresholds.Scope) -> bool:
+    pairs = ((row.symbol, scope.symbol), (row.interval, scope.interval), (row.regime, scope.regime))
+    return all(own in (thresholds.ANY, asked) for own, asked in pairs)
+
+
+def _fits(row: thresholds.DriftThreshold, scope: thresholds.Scope) -> bool:
+    """Whether the row has to do with the scope: all have with every key."""
+    pairs = ((row.symbol, scope.symbol), (row.interval, scope.interval), (row.regime, scope.regime))
+    return all(thresholds.ANY in pair or pair[0] == pair[1] for pair in pairs)
+
+
+def _parse_limits(changes: Sequence[str]) -> dict[str, float]:
+    """``high=0.25`` and the like. Raises ConfigRejected for another name, or what is no number."""
+    found = {}
+    names = list(SeverityLimits.__dataclass_fields__)
+    for change in changes:
+        name, _, value = change.partition("=")
+        if name not in names:
+            raise ConfigRejected("set", change, f"NAME=NUMBER, with one of {', '.join(names)} as NAME")
+        try:
+            found[name] = float(value)
+        except ValueError as error:
+            raise ConfigRejected(name, value, "a number") from error
+    return found
+
+
+def _check_reason(reason: str) -> str:
+    if not reason.strip():
+        raise InputRejected("reason", reason, "why, in words")
+    return check_note("reason", reason)
+
+
+def _actor() -> str:
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # a container's user may have no name
+        return "cli:unknown"
