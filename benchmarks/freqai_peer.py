@@ -7,12 +7,9 @@ FreqAI (freqtrade, GPL-3.0) is no dependency: it lives in a venv of its own, and
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measurement import Measurement
+from benchmarks.peer_process import Arrays, Turn, peer_process
 from ml.candles import OHLCV, Candles
 from ml.config import FitConfig, TrainingConfig
 from ml.features import FEATURE_NAMES, WINDOW, market_features
@@ -41,9 +39,6 @@ LIVE_TREES = 400
 LIVE_TRAINED = 4_000
 """Candles: enough for trees as deep as ours; how many there were does not change how long an answer takes."""
 LIVE_WARM_UP = 5
-POLL_SECONDS = 0.02
-
-Arrays = dict[str, Any]
 
 
 def measure(candles: Candles, *, runs: int = RUNS) -> list[Measurement]:
@@ -110,7 +105,7 @@ def _labelled(candles: Candles) -> SignalRows:
 
 
 @contextmanager
-def _freqai(rows: SignalRows, train: int, fit: FitConfig) -> Iterator[Callable[[], float] | None]:
+def _freqai(rows: SignalRows, train: int, fit: FitConfig) -> Iterator[Turn | None]:
     """A function that makes FreqAI fit the same rows once and returns its seconds; None without its venv."""
     matrix: Arrays = {
         "train": rows.features[:train],
@@ -118,12 +113,12 @@ def _freqai(rows: SignalRows, train: int, fit: FitConfig) -> Iterator[Callable[[
         "train_labels": rows.label[:train],
         "validation_labels": rows.label[train:],
     }
-    with _process("freqai_fit.py", matrix, _parameters(fit)) as ask:
+    with peer_process(PYTHON, "freqai_fit.py", matrix, _parameters(fit)) as ask:
         yield ask
 
 
 @contextmanager
-def live(candles: Candles) -> Iterator[Callable[[], float] | None]:
+def live(candles: Candles) -> Iterator[Turn | None]:
     """A function that makes FreqAI answer for the newest candle, and returns its seconds; None without it.
 
     Its features are those of its own example, ``LIVE_TREES`` trees are all grown, and it is given the candles
@@ -135,7 +130,7 @@ def live(candles: Candles) -> Iterator[Callable[[], float] | None]:
     newest = candles.slice(-LIVE_TRAINED - WINDOW)
     columns: Arrays = {"date": newest.open_time} | {name: getattr(newest, name) for name in OHLCV}
     options = {"model": _parameters(FitConfig(n_estimators=LIVE_TREES)), "window": WINDOW}
-    with _process("freqai_live.py", columns, options) as ask:
+    with peer_process(PYTHON, "freqai_live.py", columns, options) as ask:
         if ask is not None:
             for _ in range(LIVE_WARM_UP):
                 ask()
@@ -156,40 +151,3 @@ def _parameters(fit: FitConfig) -> dict[str, Any]:
         "random_state": fit.seed,
         "n_jobs": fit.threads,
     }
-
-
-@contextmanager
-def _process(script: str, arrays: Arrays, options: dict[str, Any]) -> Iterator[Callable[[], float] | None]:
-    """A script in FreqAI's venv: each call is one of its turns and returns its seconds."""
-    if not PYTHON.exists():
-        yield None
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        data, parameters, answers, log = (
-            Path(folder, name) for name in ("d.npz", "p.json", "answers", "log")
-        )
-        np.savez(data, **arrays)
-        parameters.write_text(json.dumps(options))
-        answers.touch()
-        command = [PYTHON, Path(__file__).with_name(script), data, parameters, answers]
-        with (
-            log.open("wb") as output,
-            subprocess.Popen(
-                command, cwd=folder, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT
-            ) as process,
-        ):
-            yield lambda: _ask(process, answers, log)
-            process.communicate()
-
-
-def _ask(process: subprocess.Popen[bytes], answers: Path, log: Path) -> float:
-    """One turn's seconds."""
-    assert process.stdin is not None
-    known = len(answers.read_text().splitlines())
-    process.stdin.write(b"go\n")
-    process.stdin.flush()
-    while len(lines := answers.read_text().splitlines()) == known:
-        if process.poll() is not None:
-            raise RuntimeError(f"FreqAI's process ended:\n{log.read_text()[-2000:]}")
-        time.sleep(POLL_SECONDS)
-    return float(lines[-1])
