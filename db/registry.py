@@ -296,7 +296,7 @@ def rollback_target(session: Session, key: ModelKey, to_version: int | None = No
     ).all()
     open_to = [row for row in archived if ROLLED_BACK not in row.details]
     if not open_to:
-        left = ", ".join(str(row.version) for row in archived)
+        left = ", ".join(map(str, sorted(row.version for row in archived)))
         hint = f"rolled back from before: {left}; name one to go there all the same" if left else ""
         limit = f"a key that had a champion before version {current.version}"
         raise InputRejected("key", str(key), limit, hint)

@@ -12,7 +12,7 @@ import structlog
 from celery import shared_task
 from sqlalchemy.orm import Session
 
-from db import candles
+from db import candles, keys
 from feeds.exchange import Exchange
 from ml.candles import Candles, Gap, find_gaps, to_datetime, to_datetime64
 from ml.errors import InputRejected
@@ -108,25 +108,33 @@ def sync_candles(self: Task, symbol: str, interval: str | None = None) -> dict[s
 
 @shared_task(base=Task, bind=True, name="tasks.sync_all_candles")
 def sync_all_candles(self: Task) -> list[str]:
-    """Send ``tasks.sync_candles`` for each symbol of the settings whose next candle must have closed.
+    """Send ``tasks.sync_candles`` for each series that is kept whose next candle must have closed.
 
+    Kept are the settings' symbols in the default interval, and what was added at run time (``db/keys.py``).
     Each has its own message: one's trouble is not another's. Beat sends this one every minute, so that a
     candle is there soon after its close, whatever the interval; while the exchange is late, or away, it is
     asked once a minute. A replay walks through what is stored: it asks no exchange.
 
     Returns:
-        The symbols.
+        The series: ``BTCUSDT``, or ``BTCUSDT 4h`` where the interval is not the default.
     """
     settings = self.resources.settings
     if settings.clock == "replay":
         return []
     interval, now = settings.default_interval, self.resources.clock.now()
     with self.resources.transaction() as session:
-        stored = {one.symbol: one for one in candles.series(session) if one.interval == interval}
-    due = [symbol for symbol in settings.symbols if _is_due(stored.get(symbol), now)]
-    for symbol in due:
-        self.app.send_task("tasks.sync_candles", args=[symbol], expires=SYNC_EXPIRES_SECONDS)
-    return due
+        stored = {(one.symbol, one.interval): one for one in candles.series(session)}
+        added = keys.added(session)
+    kept = dict.fromkeys([*((symbol, interval) for symbol in settings.symbols), *added])
+    # The default interval is left to the receiver.
+    due = [
+        [symbol] if of == interval else [symbol, of]
+        for symbol, of in kept
+        if _is_due(stored.get((symbol, of)), now)
+    ]
+    for args in due:
+        self.app.send_task("tasks.sync_candles", args=args, expires=SYNC_EXPIRES_SECONDS)
+    return [" ".join(args) for args in due]
 
 
 def _is_due(stored: candles.Series | None, now: datetime) -> bool:

@@ -1,20 +1,19 @@
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
+from datetime import datetime, timedelta
 from functools import partial
+from typing import Literal
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from db import audit, registry
+from db import audit, references, registry
 from db.models import ModelRow
 from db.session import transaction
+from ml.errors import InputRejected, KeyRejected
 from ml.keys import ModelKey
-from tests.integration.db.rows import AS_OF, KEY, add_model, race
-from tests.processes import ROOT
+from tests.integration.db.rows import AS_OF, KEY, add_model, race, reference
 
 pytestmark = pytest.mark.database
 
@@ -23,7 +22,9 @@ OTHER = ModelKey("BTCUSDT", "1h", "sideways")
 
 def add(engine: Engine, key: ModelKey = KEY, body: bytes | None = None) -> int:
     with transaction(engine) as session:
-        return add_model(session, key, body=body).id
+        model_id = add_model(session, key, body=body).id
+        references.save(session, model_id, reference())
+        return model_id
 
 
 def promote(engine: Engine, model_id: int) -> None:
@@ -149,66 +150,190 @@ def test_index_allows_no_second_champion_even_by_hand(engine: Engine) -> None:
         )
 
 
-PROMOTE_AND_DIE = """
-import os, signal, sys
-import sqlalchemy as sa
-from db import references, registry
-from db.session import create_engine, transaction
-from tests.integration.db.rows import AS_OF, reference
-
-def promote(url, model_id, die_before):
-    engine = create_engine(url, application_name="dies")
-    seen = 0
-
-    def count(*_):
-        nonlocal seen
-        seen += 1
-        if seen == die_before:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sa.event.listen(engine, "before_cursor_execute", count)
+def roll_back(engine: Engine, to_version: int | None = None, why: str = "worse") -> int:
     with transaction(engine) as session:
-        registry.promote(session, model_id, now=AS_OF, actor="dies", why="test", details={})
-        references.save(session, model_id, reference())
-        count()  # the moment between the last statement and the commit
-
-for line in sys.stdin:  # a child for each number given, made by forking: imports take longer than it lives
-    child = os.fork()
-    if child == 0:
-        promote(sys.argv[1], int(sys.argv[2]), int(line))
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+        row = registry.rollback(
+            session, KEY, to_version=to_version, now=AS_OF, actor="test", why=why, details={"e_value": 21.5}
+        )
+        return row.version
 
 
-def test_promotion_killed_before_any_of_its_statements_leaves_the_champion_before(
-    engine: Engine, database_url: str
-) -> None:
-    champion, challenger = add(engine), add(engine)
+def move(engine: Engine, model_id: int, state: Literal["shadow", "rejected"]) -> None:
+    with transaction(engine) as session:
+        registry.move(session, model_id, state, now=AS_OF, actor="test", why="because", details={})
+
+
+def actions(engine: Engine) -> list[tuple[str, int, str]]:
+    with transaction(engine) as session:
+        rows = audit.recent(session, 100, subject=str(KEY))
+    return [(row.action, row.details["version"], row.details["state_before"]) for row in reversed(rows)]
+
+
+def test_promotion_without_a_reference_is_refused_and_changes_nothing(engine: Engine) -> None:
+    champion = add(engine)
     promote(engine, champion)
-    command = [sys.executable, "-c", PROMOTE_AND_DIE, database_url, str(challenger)]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as children:
-        asked, answered = children.stdin, children.stdout
-        assert asked
-        assert answered
-
-        def exit_code(die_before: int) -> int:
-            asked.write(f"{die_before}\n")
-            return int(answered.readline())
-
-        killed = 0
-        while (code := exit_code(killed + 1)) == -signal.SIGKILL:
-            killed += 1
-            assert states(engine) == {1: "champion", 2: "candidate"}
-            with transaction(engine) as session:
-                assert audit.verify(session).rows == 1
-                assert session.scalar(sa.text("SELECT count(*) FROM ml_reference_features")) == 0
-        asked.close()
-    assert code == 0
-    # Locks, reads, archive, promote, audit row, reference, and the moment before the commit.
-    assert killed >= 9
-    assert states(engine) == {1: "archived", 2: "champion"}
     with transaction(engine) as session:
-        assert audit.verify(session).rows == 2
+        bare = add_model(session).id
+    with pytest.raises(InputRejected, match=r"version: 2 .* drift reference"):
+        promote(engine, bare)
+    assert states(engine) == {1: "champion", 2: "candidate"}
+    assert len(actions(engine)) == 1
+
+
+def test_rollback_returns_to_the_champion_before_with_one_audit_row(engine: Engine) -> None:
+    for model_id in (add(engine), add(engine)):
+        promote(engine, model_id)
+    assert roll_back(engine) == 1
+    assert states(engine) == {1: "champion", 2: "archived"}
+    with transaction(engine) as session:
+        row = audit.recent(session, 1)[0]
+        champion = registry.champion(session, KEY)
+    assert champion is not None
+    assert (row.action, row.actor, row.why, row.subject) == ("rollback", "test", "worse", str(KEY))
+    assert row.details == {
+        "e_value": 21.5,
+        "state_before": "archived",
+        "replaces_version": 2,
+        "replaces_id": champion.replaces_id,
+        "model_id": champion.id,
+        "version": 1,
+        "artifact_sha256": champion.artifact_sha256,
+        "booster_sha256": champion.booster_sha256,
+    }
+
+
+def test_second_rollback_goes_further_back_and_never_to_what_was_rolled_back_from(engine: Engine) -> None:
+    for model_id in [add(engine) for _ in range(3)]:
+        promote(engine, model_id)
+    assert roll_back(engine) == 2
+    assert roll_back(engine) == 1
+    with pytest.raises(
+        InputRejected,
+        match=r"a key that had a champion before version 1 .*rolled back from before: 2, 3; name",
+    ):
+        roll_back(engine)
+    assert states(engine) == {1: "champion", 2: "archived", 3: "archived"}
+    assert roll_back(engine, to_version=3) == 3  # by name it may
+    promote(engine, add(engine))
+    assert roll_back(engine) == 3  # and once it was champion again, without
+
+
+def test_rollback_without_a_target_prefers_what_the_champion_replaced(engine: Engine) -> None:
+    ids = [add(engine) for _ in range(4)]
+    for model_id in ids[:3]:
+        promote(engine, model_id)
+    roll_back(engine, to_version=1)
+    promote(engine, ids[3])  # in the place of version 1; version 2 was archived before that
+    assert roll_back(engine) == 1
+
+
+def test_rollback_takes_the_newest_archived_where_the_one_replaced_is_gone(engine: Engine) -> None:
+    for model_id in [add(engine) for _ in range(3)]:
+        promote(engine, model_id)
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE ml_models SET replaces_id = NULL, archived_at = :at"), {"at": AS_OF}
+        )
+    assert roll_back(engine) == 2
+
+
+def test_rollback_that_cannot_be_says_why(engine: Engine, subtests: pytest.Subtests) -> None:
+    with pytest.raises(KeyRejected, match=r"key: 'BTCUSDT 1h trending' .* a key with a champion"):
+        roll_back(engine)
+    first, champion, rejected, _candidate = (add(engine) for _ in range(4))
+    promote(engine, first)
+    with pytest.raises(InputRejected, match=r"a key that had a champion before version 1$"):
+        roll_back(engine)
+    promote(engine, champion)
+    move(engine, rejected, "rejected")
+    for version, told in (
+        (2, "it is the champion"),
+        (3, "its state is rejected; `alphaplus promote --force` takes any"),
+        (4, "its state is candidate"),
+        (5, r"an archived version: 1 \(BTCUSDT 1h trending has no version 5\)"),
+    ):
+        with (
+            subtests.test(version=version),
+            pytest.raises(InputRejected, match=f"version: {version} .*{told}"),
+        ):
+            roll_back(engine, to_version=version)
+    assert states(engine) == {1: "archived", 2: "champion", 3: "rejected", 4: "candidate"}
+    assert [action for action, _, _ in actions(engine)] == ["promote", "promote", "reject"]
+
+
+def test_states_move_as_they_may_each_with_one_audit_row(engine: Engine) -> None:
+    shadow, doubtful, champion = (add(engine) for _ in range(3))
+    for _ in range(2):  # the second run changes nothing
+        move(engine, shadow, "shadow")
+        move(engine, doubtful, "rejected")
+    promote(engine, champion)
+    with transaction(engine) as session:
+        assert session.get_one(ModelRow, shadow).shadow_at == AS_OF
+    for model_id, state, was in (
+        (champion, "rejected", "champion"),
+        (champion, "shadow", "champion"),
+        (doubtful, "shadow", "rejected"),
+    ):
+        with pytest.raises(InputRejected, match=f"state: '{was}' .* candidate"):
+            move(engine, model_id, state)  # type: ignore[arg-type]
+    promote(engine, shadow)
+    with pytest.raises(InputRejected, match="state: 'archived'"):
+        move(engine, champion, "rejected")
+    assert states(engine) == {1: "champion", 2: "rejected", 3: "archived"}
+    assert actions(engine) == [
+        ("shadow", 1, "candidate"),
+        ("reject", 2, "candidate"),
+        ("promote", 3, "candidate"),
+        ("promote", 1, "shadow"),
+    ]
+    with pytest.raises(LookupError, match="no model 17"):
+        move(engine, 17, "shadow")
+
+
+def test_models_in_shadow_are_candidates_and_what_each_champion_replaced_for_its_span(engine: Engine) -> None:
+    one, two, three, shadow = (add(engine) for _ in range(4))
+    alone = add(engine, OTHER)
+    for model_id in (one, two, three):
+        promote(engine, model_id)
+    move(engine, shadow, "shadow")
+    move(engine, alone, "shadow")
+
+    def pairs(after: timedelta) -> list[tuple[int, int | None]]:
+        with transaction(engine) as session:
+            found = registry.in_shadow(session, now=AS_OF + after, shadow_days=14)
+            return [(row.id, None if current is None else current.id) for row, current in found]
+
+    candidates = [(shadow, three), (alone, None)]
+    assert pairs(timedelta(0)) == [(two, three), *candidates]
+    assert pairs(timedelta(days=14, microseconds=-1)) == [(two, three), *candidates]
+    assert pairs(timedelta(days=14)) == candidates
+    with transaction(engine) as session:
+        assert [row.id for row in registry.champions(session)] == [three]
+
+
+def test_trials_are_the_data_cuts_of_models_judged_after_a_moment(engine: Engine) -> None:
+    def judged(as_of: datetime, at: datetime) -> int:
+        model_id = add(engine)
+        with engine.begin() as connection:
+            update = sa.text("UPDATE ml_models SET as_of = :as_of WHERE id = :id")
+            connection.execute(update, {"as_of": as_of, "id": model_id})
+            connection.execute(
+                sa.text(
+                    "INSERT INTO ml_eval_history "
+                    "(symbol, interval, regime, model_id, kind, as_of, rows, metrics) "
+                    "VALUES ('BTCUSDT', '1h', 'trending', :id, 'challenger', :at, 1, '{}')"
+                ),
+                {"id": model_id, "at": at},
+            )
+        return model_id
+
+    day = timedelta(days=1)
+    # Judged hours after their data cut, as a job is; the server's own clock is years later.
+    judged(AS_OF + day, AS_OF + day + timedelta(hours=3))
+    judged(AS_OF, AS_OF + timedelta(hours=3))
+    judged(AS_OF, AS_OF + timedelta(hours=5))
+    with transaction(engine) as session:
+        assert registry.trials(session, KEY, since=None) == [AS_OF, AS_OF, AS_OF + day]
+        assert registry.trials(session, KEY, since=AS_OF + timedelta(hours=3)) == [AS_OF, AS_OF + day]
+        assert registry.trials(session, KEY, since=AS_OF + day + timedelta(hours=3)) == []
+        assert registry.trials(session, OTHER, since=None) == []
