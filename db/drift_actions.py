@@ -185,21 +185,23 @@ def begun_since(session: Session, since: datetime) -> list[datetime]:
     return [moment for moment in session.scalars(query) if moment is not None]
 
 
-def job_of_key(session: Session, action: DriftAction) -> TrainingJob | None:
-    """A job that trains the action's key anyway: running, else queued, else ended well since its alert.
+def job_of_key(session: Session, action: DriftAction, *, ended: bool) -> TrainingJob | None:
+    """A job that trains the action's key anyway: running, else queued, else, if ``ended``, one that did so.
 
-    Jobs keep the server's time, and so does the alert: when it was recorded, not ``as_of``.
+    That is one that ended well since the alert. Jobs keep the server's time, and so does the alert: when it
+    was recorded, not ``as_of``.
     """
     alerted = (
         sa.select(DriftAlert.recorded_at)
         .where(DriftAlert.id == action.alert_id, DriftAlert.as_of == action.alert_as_of)
         .scalar_subquery()
     )
-    ended = TrainingJob.state.in_(("succeeded", "refused")) & (TrainingJob.finished_at > alerted)
+    since = TrainingJob.state.in_(("succeeded", "refused")) & (TrainingJob.finished_at > alerted)
+    trains = sa.or_(TrainingJob.state.in_(("running", "queued")), since if ended else sa.false())
     order = sa.case({"running": 0, "queued": 1}, value=TrainingJob.state, else_=2)
     query = (
         sa.select(TrainingJob)
-        .where(*TrainingJob.of_key(action.key), sa.or_(TrainingJob.state.in_(("running", "queued")), ended))
+        .where(*TrainingJob.of_key(action.key), trains)
         .order_by(order, TrainingJob.queued_at.desc())
         .limit(1)
     )

@@ -133,7 +133,7 @@ def test_in_a_replay_limits_hold_from_the_clocks_now_though_the_migrations_row_i
 
 
 def test_of_two_who_set_limits_at_once_both_leave_a_row_and_one_holds(engine: Engine) -> None:
-    race(*(lambda high=high: put(engine, Scope("BTCUSDT"), limits(high)) for high in (0.3, 0.4)))  # type: ignore[misc]
+    race(*(lambda high=high: put(engine, Scope("BTCUSDT"), limits(high)) for high in (0.3, 0.4)))
     with transaction(engine) as session:
         rows = session.scalars(sa.select(DriftThreshold).where(DriftThreshold.symbol == "BTCUSDT")).all()
         assert sorted(row.high for row in rows) == [0.3, 0.4]
