@@ -36,10 +36,18 @@ class Promotion:
     """Why nothing more will be known; None: not yet."""
 
 
-def promotions(session: Session, *, now: datetime, shadow_days: float) -> list[Promotion]:
+def promotions(
+    session: Session, *, now: datetime, shadow_days: float, of: int | None = None
+) -> list[Promotion]:
     """Promotions without a final row: every champion's, and those of the models before it, by model.
 
     A rollback is none: what it undid was the promotion, which ends with it.
+
+    Args:
+        session: the caller's.
+        now: aware.
+        shadow_days: so long the two can be held against each other.
+        of: of this model only.
     """
     replaced = aliased(ModelRow)
     final = sa.exists().where(
@@ -57,6 +65,8 @@ def promotions(session: Session, *, now: datetime, shadow_days: float) -> list[P
         .where(~replaced.details.has_key(ROLLED_BACK), ~final)
         .order_by(ModelRow.id)
     )
+    if of is not None:
+        query = query.where(ModelRow.id == of)
     span = timedelta(days=shadow_days)
     return [_promotion(model, other, now, span) for model, other in session.execute(query)]
 

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import takewhile
+from typing import Any
 from uuid import UUID, uuid5
 
+import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 from sqlalchemy.orm import Session, aliased
 
 from db.models import Prediction
+from ml.candles import to_datetime64
 from ml.keys import ALL_REGIMES, REGIMES, ModelKey, interval_duration
+from ml.live_accuracy import ResolvedSignals
 from ml.outcomes import live_until
+from ml.paired import PairedOutcomes
 
-__all__ = ["OF", "shadow_id", "to_score"]
+__all__ = ["OF", "alone", "paired", "shadow_id", "to_score"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 OF = "of"
@@ -95,3 +102,134 @@ def _asked(key: ModelKey, has_champion: bool) -> tuple[sa.ColumnElement[bool], .
         return Prediction.regime.in_(REGIMES), of_key
     of_regime = Prediction.regime == key.regime
     return (of_regime, (Prediction.served_regime == key.regime) | nobody) if has_champion else (of_regime,)
+
+
+def paired(
+    session: Session, key: ModelKey, new_id: int, old_id: int, *, since: datetime, until: datetime
+) -> PairedOutcomes:
+    """The key's signals that two models answered, one as champion and the other in shadow, each once.
+
+    Asked for again, a signal counts once: with its first answer that has a label, else its first one. Answers
+    given later than ``ml.outcomes.live_until`` do not count. Nothing counts from the first signal on whose
+    outcome was to be found out at ``until`` and is not yet; one that can have no label is left out.
+
+    Args:
+        session: the caller's.
+        key: of both models.
+        new_id: whose arrays are ``new_*``.
+        old_id: the other's.
+        since: signal time, included; aware.
+        until: end of the horizon, included; aware.
+    """
+    rows = session.execute(
+        _PAIRED,
+        {
+            "symbol": key.symbol,
+            "interval": key.interval,
+            "new": new_id,
+            "old": old_id,
+            "since": since,
+            "live": live_until(EPOCH, key.interval) - EPOCH,
+        },
+    ).all()
+    known = takewhile(lambda row: row.resolved_at is not None and row.horizon_end <= until, rows)
+    labelled = [row for row in known if row.label is not None]
+    return PairedOutcomes(
+        signal_time=_times(labelled),
+        label=_floats(labelled, "label"),
+        net_return_atr=_floats(labelled, "net_return_atr"),
+        new_confidence=_floats(labelled, "new_confidence"),
+        old_confidence=_floats(labelled, "old_confidence"),
+        new_positive=_flags(labelled, "new_positive"),
+        old_positive=_flags(labelled, "old_positive"),
+        new_accepted=_flags(labelled, "new_accepted"),
+        old_accepted=_flags(labelled, "old_accepted"),
+    )
+
+
+def alone(
+    session: Session, key: ModelKey, model_id: int, *, since: datetime, until: datetime
+) -> ResolvedSignals:
+    """What a model answered in shadow, each signal once, where its key has no champion to answer beside.
+
+    Args:
+        session: the caller's.
+        key: of the model.
+        model_id: the model.
+        since: signal time, included; aware.
+        until: end of the horizon, included; aware.
+    """
+    rows = session.execute(
+        _ALONE,
+        {
+            "symbol": key.symbol,
+            "interval": key.interval,
+            "model": model_id,
+            "since": since,
+            "until": until,
+        },
+    ).all()
+    return ResolvedSignals(
+        signal_time=_times(rows),
+        label=_floats(rows, "label"),
+        net_return_atr=_floats(rows, "net_return_atr"),
+        confidence=_floats(rows, "confidence"),
+        threshold=_floats(rows, "threshold"),
+        pattern_confidence=_floats(rows, "pattern_confidence"),
+        accepted=_flags(rows, "accepted"),
+        answered_by=tuple(model_id if row.confidence is not None else None for row in rows),
+        abstain_reason=tuple(row.abstain_reason for row in rows),
+        unresolved=tuple(row.unresolved for row in rows),
+    )
+
+
+def _times(rows: Sequence[sa.Row[Any]]) -> NDArray[np.datetime64]:
+    return np.array([to_datetime64(row.signal_time) for row in rows], dtype="datetime64[us]")
+
+
+def _floats(rows: Sequence[sa.Row[Any]], name: str) -> NDArray[np.float64]:
+    """NULL becomes NaN."""
+    return np.array([getattr(row, name) for row in rows], dtype=np.float64)
+
+
+def _flags(rows: Sequence[sa.Row[Any]], name: str) -> NDArray[np.bool_]:
+    """NULL, as where a record names no threshold, becomes False."""
+    return np.array([bool(getattr(row, name)) for row in rows], dtype=np.bool_)
+
+
+_OF_MODEL = """
+    CASE WHEN given.model_id = :{model} THEN given.confidence ELSE shadow.confidence END
+        AS {model}_confidence,
+    CASE WHEN given.model_id = :{model}
+         THEN given.confidence >= CAST(given.metadata ->> 'threshold' AS float8)
+         ELSE shadow.confidence >= CAST(shadow.metadata ->> 'threshold' AS float8)
+    END AS {model}_positive,
+    CASE WHEN given.model_id = :{model} THEN given.decision ELSE shadow.decision END = 'accept'
+        AS {model}_accepted
+"""
+
+_PAIRED = sa.text(f"""
+    SELECT DISTINCT ON (given.signal_time, given.direction)
+           given.signal_time, given.horizon_end, given.resolved_at, given.label, given.net_return_atr,
+           {_OF_MODEL.format(model="new")}, {_OF_MODEL.format(model="old")}
+    FROM ml_performance_tracking AS shadow
+    JOIN ml_performance_tracking AS given
+      ON given.id = CAST(shadow.metadata ->> '{OF}' AS uuid) AND given.signal_time = shadow.signal_time
+    WHERE shadow.model_id IN (:new, :old) AND shadow.role = 'shadow' AND shadow.signal_time >= :since
+      AND given.model_id IN (:new, :old) AND given.model_id <> shadow.model_id AND given.role = 'champion'
+      AND given.symbol = :symbol AND given.interval = :interval
+      AND given.confidence IS NOT NULL AND shadow.confidence IS NOT NULL
+      AND given.as_of <= given.signal_time + :live
+    ORDER BY given.signal_time, given.direction, given.label IS NULL, given.as_of, given.id
+""")
+
+_ALONE = sa.text("""
+    SELECT DISTINCT ON (signal_time, direction)
+           signal_time, label, net_return_atr, confidence, pattern_confidence, abstain_reason,
+           decision = 'accept' AS accepted, CAST(metadata ->> 'threshold' AS float8) AS threshold,
+           metadata ->> 'unresolved' AS unresolved
+    FROM ml_performance_tracking
+    WHERE model_id = :model AND role = 'shadow' AND signal_time >= :since AND horizon_end <= :until
+      AND symbol = :symbol AND interval = :interval AND resolved_at IS NOT NULL
+    ORDER BY signal_time, direction, confidence IS NULL, label IS NULL, as_of, id
+""")

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
+import structlog
 from sqlalchemy.orm import Session
 
-from ml.keys import ModelKey
+from db import registry, shadows
+from db import regret as stored
+from db.regret import Promotion
+from ml.config import LabelConfig
+from ml.evaluation import BLOCK_HORIZONS
+from ml.keys import ModelKey, interval_duration
+from ml.paired import PairedOutcomes, Regret, regret
+from tasks.base import Resources
 
-__all__ = ["RegretEntry", "regret_ledger"]
+__all__ = ["SAMPLES", "RegretEntry", "horizon_of", "labels_of", "paired_outcomes", "regret_ledger", "settle"]
+
+SAMPLES: Final = 1000
+MOST_SHADOW_DAYS: Final = 365.0
+"""Of the setting."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,4 +62,107 @@ def regret_ledger(
         until: of ``promoted_at``, excluded, and of what is known; aware.
         symbol: of its keys only.
     """
-    raise NotImplementedError
+    entries = [*_final(session, since, until, symbol), *_so_far(session, since, until, symbol)]
+    return sorted(entries, key=lambda entry: (entry.promoted_at, entry.key), reverse=True)
+
+
+def settle(resources: Resources) -> int:
+    """Write the final word on every promotion that has ended without one; how many.
+
+    A transaction each, under the key's lock: of two runs at once the second finds it written.
+    """
+    settings, now = resources.settings, resources.clock.now()
+    with resources.transaction() as session:
+        open_ones = stored.promotions(session, now=now, shadow_days=settings.shadow_days)
+    written = 0
+    for one in open_ones:
+        if one.ended is None:
+            continue
+        with resources.transaction() as session:
+            registry.lock_key(session, one.model.key)
+            again = stored.promotions(session, now=now, shadow_days=settings.shadow_days, of=one.model.id)
+            for promotion in again:
+                if promotion.ended is not None:
+                    written += 1
+                    _settle(session, promotion)
+    return written
+
+
+def paired_outcomes(
+    session: Session, new: registry.ModelRow, old: registry.ModelRow, *, since: datetime, until: datetime
+) -> PairedOutcomes:
+    """As ``db.shadows.paired``; empty where the two learned other barriers: a hit of one is none of the
+    other's, and their Brier scores are of two questions."""
+    if labels_of(new) != labels_of(old):
+        since = until
+    return shadows.paired(session, new.key, new.id, old.id, since=since, until=until)
+
+
+def labels_of(model: registry.ModelRow) -> LabelConfig:
+    """Barriers, horizon and costs of the outcomes that it learned from."""
+    return LabelConfig.model_validate(model.config.get("labels", {}))
+
+
+def horizon_of(model: registry.ModelRow) -> timedelta:
+    """How long its outcomes take at most."""
+    return labels_of(model).horizon_bars * interval_duration(model.interval)
+
+
+def _settle(session: Session, promotion: Promotion) -> None:
+    found = _judge(session, promotion, promotion.until)
+    numbers = found.to_json()
+    stored.record(session, promotion, numbers=numbers, rows=found.rows)
+    log.info(
+        "promotion_settled",
+        model_key=str(promotion.model.key),
+        model_version=promotion.model.version,
+        replaced_version=promotion.replaced.version,
+        verdict=found.verdict,
+        ended=promotion.ended,
+        rows=found.rows,
+    )
+
+
+def _judge(session: Session, promotion: Promotion, until: datetime) -> Regret:
+    new, old = promotion.model, promotion.replaced
+    found = paired_outcomes(session, new, old, since=promotion.promoted_at, until=until)
+    return regret(found, block=BLOCK_HORIZONS * horizon_of(new), samples=SAMPLES, seed=new.id)
+
+
+def _final(session: Session, since: datetime, until: datetime, symbol: str | None) -> Iterator[RegretEntry]:
+    """Those that have had their final word by ``until``."""
+    for row, new, old in stored.final_rows(session, since=since, until=until, symbol=symbol):
+        promoted_at = datetime.fromisoformat(row.metrics["promoted_at"])
+        yield RegretEntry(
+            key=new.key,
+            promoted_at=promoted_at,
+            version=new.version,
+            replaced_version=old.version,
+            reason=stored.reason(session, new, promoted_at),
+            verdict=row.metrics["verdict"],
+            numbers=row.metrics,
+            until=row.as_of,
+            final=True,
+            ended=row.metrics["ended"],
+        )
+
+
+def _so_far(session: Session, since: datetime, until: datetime, symbol: str | None) -> Iterator[RegretEntry]:
+    """The others, as they look at ``until``."""
+    for one in stored.promotions(session, now=until, shadow_days=MOST_SHADOW_DAYS):
+        if not since <= one.promoted_at < until or symbol not in (None, one.model.symbol):
+            continue
+        known_until = min(one.until, until)
+        found = _judge(session, one, known_until)
+        yield RegretEntry(
+            key=one.model.key,
+            promoted_at=one.promoted_at,
+            version=one.model.version,
+            replaced_version=one.replaced.version,
+            reason=stored.reason(session, one.model, one.promoted_at),
+            verdict=found.verdict,
+            numbers=found.to_json(),
+            until=known_until,
+            final=False,
+            ended=None,
+        )

@@ -53,7 +53,7 @@ END: Final = CUT + 28 * DAY
 """Close of the newest candle."""
 KEY: Final = ModelKey("BTCUSDT", "1h", "trending")
 NAMES: Final = UUID(int=7)
-INVERTED: Final = SigmoidCalibration(-4.0, -1.5)
+INVERTED: Final = SigmoidCalibration(-8.0, -3.0)
 """The trees read the wrong way round, and far too sure of it."""
 LIKE_THE_TREES: Final = SigmoidCalibration(0.5, 0.1)
 """A plain one, which differs from what the champion has."""
