@@ -221,9 +221,11 @@ def choose(
         _cross_fitted_brier(fitted, calibrate, halves, config, base_rate) for fitted in (single, ensemble)
     )
     difference = _mean_difference(compared, before - after, key, config)
+    members = 1 + sum(name.startswith("fit_") for name in ensemble.rows)
     verdict = EnsembleVerdict(
-        used=difference.low is not None and difference.low > 0,
-        members=1 + sum(name.startswith("fit_") for name in ensemble.rows),
+        # An average of one differs from that one by rounding.
+        used=members > 1 and difference.low is not None and difference.low > 0,
+        members=members,
         rows=len(compared),
         brier_difference=difference,
     )

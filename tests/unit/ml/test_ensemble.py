@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from feeds import samples
 from ml.artifact import booster_margin, load_booster, sha256_hex
+from ml.calibration import fit_calibration
 from ml.candles import resample
 from ml.config import EnsembleConfig, TrainingConfig
 from ml.dataset import build_rows
@@ -249,6 +251,45 @@ def test_the_gate_reads_no_test_row_and_no_other_regimes_rows(make_rows: MakeRow
 
     assert one == other
     assert one.rows < len(rows) * 0.15 / 3
+
+
+@pytest.mark.parametrize("calibration", ["sigmoid", "isotonic"])
+def test_each_half_of_the_calibrate_rows_is_judged_by_the_calibration_of_the_other(
+    make_rows: MakeRows, calibration: Literal["sigmoid", "isotonic"]
+) -> None:
+    rows = turned(make_rows(9000, strength=0.8))
+    config = with_members(2, 0.3).model_copy(update={"calibration": calibration})
+    single, ensemble = both(rows, config)
+    embargo = np.timedelta64(12, "h")
+    known = rows.label_end <= single.times.test_start
+    table = rows.take(
+        (rows.close_time >= single.times.calibrate_start)
+        & (rows.close_time < single.times.test_start)
+        & (rows.label_end <= single.times.test_start - embargo)
+    )
+    middle = table.close_time[len(table) // 2]
+    newer = table.close_time >= middle
+    older = ~newer & (table.label_end <= middle - embargo)
+    errors: list[NDArray[np.float64]] = []
+    for fitted in (single, ensemble):
+        margin = margins(fitted.ubjson, table)
+        error = np.zeros(len(table))
+        for judged, learned in ((older, newer), (newer, older)):
+            by = fit_calibration(
+                calibration,
+                margin[learned],
+                table.label[learned],
+                table.uniqueness[learned],
+                base_rate=float(rows.label[known].mean()),
+            )
+            error[judged] = (by.confidence(margin[judged]) - table.label[judged]) ** 2
+        errors.append(error[older | newer])
+
+    _, verdict = choose(ALL, rows, single, ensemble, config)
+
+    assert verdict.rows == (older | newer).sum() < len(table)
+    expected = errors[0].mean() - errors[1].mean()
+    assert verdict.brier_difference.value == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_gate_cannot_be_passed_on_a_span_of_under_ten_blocks(make_rows: MakeRows) -> None:
