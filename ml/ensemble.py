@@ -196,7 +196,7 @@ def choose(
     Both are calibrated in the same way on each half of the rows in time and compared on the other, so that
     no calibration is judged on what it was fitted to. The single fit stays unless the lower 95 % bound of a
     paired block bootstrap of the difference in Brier score is over 0: of two that are equally good the
-    ensemble is taken in one of twenty, which costs nothing but its size.
+    ensemble is taken in about one of twenty, which costs nothing but its size.
 
     Args:
         key: whose rows decide.
