@@ -100,6 +100,22 @@ def _inference(site: Site) -> list[Measurement]:
     )
 
 
+def _drift(site: Site) -> list[Measurement]:
+    from benchmarks import drift
+    from worker.celery import app
+
+    with site.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("CREATE DATABASE drift"))
+    return drift.measure(
+        site.candles,
+        symbol=SYMBOL,
+        database_url=site.engine.url.set(database="drift").render_as_string(hide_password=False),
+        redis_url=app.resources.settings.required_redis_url,
+        folder=site.folder,
+        say=site.say,
+    )
+
+
 def _freqai(site: Site) -> list[Measurement]:
     from benchmarks import freqai_peer
 
@@ -112,6 +128,7 @@ BENCHMARKS: dict[str, Callable[[Site], list[Measurement]]] = {
     "queries": _queries,
     "training": _training,
     "inference": _inference,
+    "drift": _drift,
     "freqai": _freqai,
 }
 

@@ -1,4 +1,4 @@
-"""Inference workers for the benchmark, and one that does nothing, by the commands of production."""
+"""Workers for the benchmark, and one that does nothing, by the commands of production."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ class Pool:
         return f"{self.server_url.rpartition('/')[0]}/{EMPTY}"
 
     @contextmanager
-    def worker(self, name: str) -> Iterator[Worker]:
-        """An inference worker, by the command and with the settings of production."""
+    def worker(self, name: str, *, queue: str = INFERENCE) -> Iterator[Worker]:
+        """A worker of a queue, by the command and with the settings of production."""
         settings = {
             "ALPHAPLUS_DATABASE_URL": self.ground.database_url,
             "ALPHAPLUS_REDIS_URL": self.ours,
             "ALPHAPLUS_LOG_LEVEL": "INFO",
             **{f"ALPHAPLUS_{setting.upper()}": str(value) for setting, value in SETTINGS.items()},
         }
-        name = f"inference-{name}"
-        argv = worker_argv(INFERENCE, name=name)
-        with _started(argv, settings, self.ours, self.folder / f"{name}.log") as worker:
+        name = f"{queue}-{name}"
+        argv = worker_argv(queue, name=name)
+        with _started(argv, settings, self.ours, self.folder / f"{name}.log", queue) as worker:
             yield worker
 
     @contextmanager
@@ -86,12 +86,14 @@ class Pool:
         argv = worker_argv(INFERENCE, name="empty")
         argv[argv.index("--app") + 1] = "benchmarks.empty_worker"
         settings = {"BENCHMARK_REDIS_URL": self.empty}
-        with _started(argv, settings, self.empty, self.folder / "empty.log") as worker:
+        with _started(argv, settings, self.empty, self.folder / "empty.log", INFERENCE) as worker:
             yield worker
 
 
 @contextmanager
-def _started(argv: Sequence[str], settings: Mapping[str, str], redis_url: str, log: Path) -> Iterator[Worker]:
+def _started(
+    argv: Sequence[str], settings: Mapping[str, str], redis_url: str, log: Path, queue: str
+) -> Iterator[Worker]:
     """A worker, ready when yielded; told to end afterwards.
 
     Args:
@@ -99,8 +101,9 @@ def _started(argv: Sequence[str], settings: Mapping[str, str], redis_url: str, l
         settings: environment variables beside this process's.
         redis_url: its broker's.
         log: where its output goes.
+        queue: that it serves.
     """
-    environment = worker_environment({**os.environ, "PYTHONPATH": str(ROOT), **settings}, "inference")
+    environment = worker_environment({**os.environ, "PYTHONPATH": str(ROOT), **settings}, queue)
     with log.open("wb") as output:
         popen = subprocess.Popen(
             argv, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
