@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections.abc import Sequence
 from datetime import timedelta
@@ -16,8 +15,9 @@ from db import drift_actions, drift_history, registry, thresholds
 from db.session import transaction
 from ml.alarms import SeverityLimits
 from ml.errors import ConfigRejected, InputRejected, KeyRejected
-from ml.keys import ModelKey, check_note, check_symbol
+from ml.keys import ModelKey, check_symbol
 from runtime.settings import Settings, load_settings
+from worker.actor import audit_key, check_reason, cli_actor
 from worker.clock import make_clock
 from worker.database import command_engine
 from worker.drift_checking import Checked, send_checks
@@ -141,11 +141,11 @@ def retrain(symbol: str, regime: str, interval: str | None, reason: str, as_json
 
     settings = load_settings()
     key = ModelKey(symbol, interval or settings.default_interval, regime)
-    _check_reason(reason)
+    check_reason(reason)
     with command_engine(settings) as engine:
         _with_champion(engine, key)
     require_broker()
-    done = retrain_now(app.resources, key, actor=_actor(), reason=reason, app=app)
+    done = retrain_now(app.resources, key, actor=cli_actor(), reason=reason, app=app)
     if as_json:
         click.echo(json.dumps(done, indent=2))
         return
@@ -328,15 +328,14 @@ def _scope(
 def _set_limits(
     session: Session, settings: Settings, scope: thresholds.Scope, limits: SeverityLimits | None, reason: str
 ) -> None:
-    secret = settings.audit_hmac_key
     thresholds.set_threshold(
         session,
         scope,
         limits,
         now=make_clock(settings).now(),
-        actor=_actor(),
-        why=_check_reason(reason),
-        hmac_key=None if secret is None else secret.get_secret_value().encode(),
+        actor=cli_actor(),
+        why=check_reason(reason),
+        hmac_key=audit_key(settings),
     )
 
 
@@ -373,16 +372,3 @@ def _parse_limits(changes: Sequence[str]) -> dict[str, float]:
         except ValueError as error:
             raise ConfigRejected(name, value, "a number") from error
     return found
-
-
-def _check_reason(reason: str) -> str:
-    if not reason.strip():
-        raise InputRejected("reason", reason, "why, in words")
-    return check_note("reason", reason)
-
-
-def _actor() -> str:
-    try:
-        return f"cli:{getpass.getuser()}"
-    except (KeyError, OSError):  # a container's user may have no name
-        return "cli:unknown"
