@@ -86,7 +86,7 @@ def _line(key: ModelKey, challenger: Challenger, config: TrainingConfig) -> str:
     decision = decide(
         judged,
         compare(challenger, None, config),
-        challenger.drift_score,
+        challenger.drift.test_score,
         config.gates,
         trial=None,
         probes=(),  # of what is stored and served; nothing is here

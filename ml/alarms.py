@@ -168,7 +168,10 @@ def drift_score(statistic: float, level: float) -> float:
 
 def severity_of(score: float, limits: SeverityLimits) -> str:
     """``none`` for score <= low, ``low`` for low < score <= medium, and so on to ``critical``."""
-    for name in reversed(SEVERITIES[1:]):
-        if score > getattr(limits, name):
-            return name
-    return "none"
+    over = {
+        "critical": limits.critical,
+        "high": limits.high,
+        "medium": limits.medium,
+        "low": limits.low,
+    }
+    return next((severity for severity, limit in over.items() if score > limit), "none")

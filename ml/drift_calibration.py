@@ -6,10 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from ml.decay import OutcomeNull
-from ml.drift_null import FeatureNull
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["DriftCalibration"]
+from ml.alarms import SeverityLimits
+from ml.config import DriftConfig
+from ml.decay import OutcomeNull, outcome_null
+from ml.drift import Reference, make_reference
+from ml.drift_check import check_features
+from ml.drift_null import FeatureNull, feature_null
+from ml.rows import SignalRows
+
+__all__ = ["DriftCalibration", "DriftReference", "drift_reference"]
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,3 +45,53 @@ class DriftCalibration:
             confidence=FeatureNull.from_json(value["confidence"]),
             outcomes=OutcomeNull.from_json(value["outcomes"]),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftReference:
+    """Everything a later drift check of one model needs."""
+
+    reference: Reference
+    calibration: DriftCalibration
+    test_score: float
+    """The drift score of its test rows, which ``max_feature_drift_ks`` is held against."""
+
+
+def drift_reference(
+    trained: SignalRows,
+    unseen: SignalRows,
+    test: SignalRows,
+    *,
+    unseen_confidence: Floats,
+    test_confidence: Floats,
+    importance: tuple[float, ...],
+    config: DriftConfig,
+    seed: int,
+) -> DriftReference:
+    """Keep a model's reference and find what its statistics come to without drift.
+
+    Args:
+        trained: rows that its trees, calibration or threshold learned from, in time order; n >= 1.
+        unseen: rows that its trees have not seen, in time order: what it says of others is surer than it is.
+        test: rows that nothing of it has seen, labelled.
+        unseen_confidence: what it says of ``unseen``.
+        test_confidence: what it says of ``test``.
+        importance: (F,) share of the total gain.
+        config: window, blocks, budget.
+        seed: of the simulation.
+    """
+    weights = np.array(importance)
+    reference = make_reference(trained.features, trained.feature_names, weights, confidence=unseen_confidence)
+    assert reference.confidence is not None
+    said = Reference((reference.confidence,), len(unseen))
+    as_feature = unseen_confidence.astype(np.float32)[:, None]
+    calibration = DriftCalibration(
+        features=feature_null(trained.features, trained.close_time, weights, reference, config, seed=seed),
+        confidence=feature_null(as_feature, unseen.close_time, np.ones(1), said, config, seed=seed),
+        outcomes=outcome_null(test_confidence, test.label, test.close_time, config, seed=seed),
+    )
+    budget = config.false_retrainings_per_month
+    checked = check_features(
+        reference, calibration.features, test.features, SeverityLimits(), budget_per_month=budget
+    )
+    return DriftReference(reference=reference, calibration=calibration, test_score=checked.score)

@@ -29,7 +29,7 @@ from ml.calibration import choose_threshold, fit_calibration, fit_return_bins
 from ml.checks import check_fit_rows, check_key_rows
 from ml.config import FitConfig, TrainingConfig
 from ml.dataset import pattern_hit_rates
-from ml.drift import Reference, drift_score, make_reference
+from ml.drift_calibration import DriftReference, drift_reference
 from ml.evaluation import BLOCK_HORIZONS, Evaluation, evaluate
 from ml.fallback import unfit_regimes
 from ml.keys import ALL_REGIMES, REGIMES, ModelKey, interval_duration
@@ -111,9 +111,8 @@ class Challenger:
 
     model: Model
     evaluation: Evaluation
-    reference: Reference
-    drift_score: float | None
-    """Between the reference and the test rows; see ``ml.drift.drift_score``."""
+    drift: DriftReference
+    """What later drift checks compare with, and the drift score of the test rows."""
     predictor: Predictor
     test: SignalRows
     """The rows it was judged on, for judging a champion beside it."""
@@ -250,12 +249,21 @@ def fit_key(
     )
     model = replace(model, unfit_regimes=_unfit_regimes(Predictor(model, booster), test, config))
     predictor = Predictor(model, booster)
-    reference = make_reference(trained.features, fitted.feature_names, np.array(fitted.importance))
+    unseen = own.take(np.concatenate([parts.calibrate, parts.test]))
+    confidence = predictor.confidence(unseen.features)
     return Challenger(
         model=model,
         evaluation=judge(predictor, test, config, known_base_rate=model.base_rate),
-        reference=reference,
-        drift_score=drift_score(reference, test.features),
+        drift=drift_reference(
+            trained,
+            unseen,
+            test,
+            unseen_confidence=confidence,
+            test_confidence=confidence[len(parts.calibrate) :],
+            importance=fitted.importance,
+            config=config.drift,
+            seed=config.fit.seed,
+        ),
         predictor=predictor,
         test=test,
     )

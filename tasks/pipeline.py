@@ -189,7 +189,7 @@ def _judge(
         decision = decide(
             challenger.evaluation,
             comparison,
-            challenger.drift_score,
+            challenger.drift.test_score,
             run.config.gates,
             trial=trial,
             probes=_probes(challenger, fitted, raw, seed=run.config.fit.seed),

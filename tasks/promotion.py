@@ -73,7 +73,9 @@ def save_challenger(
     judged = replace(judged, decision=_unless_frozen(session, run, judged.decision))
     row = _register(session, run, judged, sha256)
     _record_evaluations(session, run, judged, row)
-    references.save(session, row.id, judged.challenger.reference)
+    drift = judged.challenger.drift
+    references.save(session, row.id, drift.reference)
+    references.save_calibration(session, row.id, drift.calibration)
     return _outcome(row, judged, result=_settle(session, run, judged, row))
 
 
@@ -112,7 +114,7 @@ def _register(
             "sources": judged.sources,
             "pool": challenger.model.pool,
             "rows": dict(challenger.model.rows),
-            "drift_score": challenger.drift_score,
+            "drift_score": challenger.drift.test_score,
             "has_edge": challenger.model.return_bins.has_edge,
             "left_out": judged.left_out,
         },

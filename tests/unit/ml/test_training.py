@@ -47,7 +47,7 @@ def decided(challenger: Challenger) -> Decision:
     """Where the key has no champion, by what the rows say."""
     compared = compare(challenger, None, CONFIG)
     return decide(
-        challenger.evaluation, compared, challenger.drift_score, CONFIG.gates, trial=None, probes=()
+        challenger.evaluation, compared, challenger.drift.test_score, CONFIG.gates, trial=None, probes=()
     )
 
 
@@ -64,7 +64,7 @@ def test_a_planted_signal_passes_every_gate(make_rows: MakeRows) -> None:
 
     assert decision.promote, decision.reasons
     # The one feature that matters carries the model, and was compared most.
-    importance = {feature.name: feature.importance for feature in challenger.reference.features}
+    importance = {feature.name: feature.importance for feature in challenger.drift.reference.features}
     assert importance["feature_0"] > 0.5
     assert sum(importance.values()) == pytest.approx(1.0)
 
