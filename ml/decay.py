@@ -26,7 +26,15 @@ from numpy.typing import NDArray
 from ml.alarms import BUDGET_SHARES, AlarmLevels, DriftCheck, alarm_levels, drift_score
 from ml.config import DriftConfig
 
-__all__ = ["GoodPast", "OutcomeNull", "SeriesNull", "check_outcomes", "outcome_null", "page_hinkley"]
+__all__ = [
+    "GoodPast",
+    "OutcomeNull",
+    "SeriesNull",
+    "check_outcomes",
+    "outcome_null",
+    "page_hinkley",
+    "strictest",
+]
 
 Floats = NDArray[np.float64]
 OutcomeKind = Literal["calibration", "accuracy"]
@@ -234,13 +242,13 @@ def _series_null(
     quantiles = np.quantile(np.concatenate([path for path, _ in found]), np.linspace(0, 1, QUANTILES))
     return SeriesNull(
         past=GoodPast.of(series),
-        levels=_strictest([alarm_levels(*one, cooldown_days=config.cooldown_days) for one in found]),
+        levels=strictest([alarm_levels(*one, cooldown_days=config.cooldown_days) for one in found]),
         quantiles=tuple(quantiles.tolist()),
     )
 
 
-def _strictest(simulations: Sequence[AlarmLevels]) -> AlarmLevels:
-    """At every level the highest rate of any simulation."""
+def strictest(simulations: Sequence[AlarmLevels]) -> AlarmLevels:
+    """At every level, from ``LOWEST_LEVEL`` on, the highest rate of any simulation."""
     level = np.unique([max(LOWEST_LEVEL, one) for levels in simulations for one in levels.level])
     rates = []
     for levels in simulations:

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from river.drift import PageHinkley
 
-from ml.alarms import BUDGET_SHARES, DriftCheck, SeverityLimits, severity_of
+from ml.alarms import BUDGET_SHARES, AlarmLevels, DriftCheck, SeverityLimits, severity_of
 from ml.config import DriftConfig
-from ml.decay import GoodPast, OutcomeNull, check_outcomes, outcome_null, page_hinkley
+from ml.decay import GoodPast, OutcomeNull, check_outcomes, outcome_null, page_hinkley, strictest
 from tests.unit.ml.real_outcomes import history, real_outcomes
 
 pytestmark = pytest.mark.drift
@@ -234,13 +234,25 @@ def test_a_past_in_which_all_outcomes_were_alike_is_not_alarmed_by_a_single_miss
     assert [check.level for check in checks] == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("block_days", [7, 30])
-@pytest.mark.parametrize("regime", [None, 3])
+def test_of_two_simulations_a_level_has_the_rate_of_the_one_that_crosses_it_more_often() -> None:
+    one = AlarmLevels(level=(0.5, 2.0, 4.0), per_month=(3.0, 1.0, 0.5))
+    other = AlarmLevels(level=(1.5, 3.0, 5.0), per_month=(2.0, 0.8, 0.1))
+
+    # Nothing is known of the other at 1.0, the lowest level that may be; 0.5 stands for it in the first.
+    assert strictest([one, other]) == AlarmLevels(
+        level=(1.5, 2.0, 3.0, 4.0, 5.0), per_month=(3.0, 2.0, 1.0, 0.8, 0.5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("regime", "newest", "block_days"),
+    [(None, 7000, 7), (None, 7000, 30), (3, 7000, 7), (3, 7000, 30), (1, 200, 7)],
+)
 def test_years_without_drift_keep_to_the_budget_by_other_blocks_and_seeds(
-    block_days: int, regime: int | None
+    regime: int | None, newest: int, block_days: int
 ) -> None:
     known, years = real_outcomes(), 200
-    mine = np.flatnonzero(known.regime == regime) if regime is not None else np.arange(len(known.label))
+    mine = np.flatnonzero((known.regime == regime) | (regime is None))[-newest:]
     time, residual = known.time[mine], (known.confidence - known.label)[mine]
     null_ = outcome_null(known.confidence[mine], known.label[mine], time, CONFIG, seed=3)
     draw, block = np.random.default_rng(400 + block_days), timedelta(days=block_days)
@@ -260,7 +272,8 @@ def test_years_without_drift_keep_to_the_budget_by_other_blocks_and_seeds(
     # One year's alarms come in clumps: the bound is of the mean over independent years, not Poisson's.
     upper = (np.mean(triggered) + 1.645 * np.std(triggered) / np.sqrt(years)) / 12
 
-    assert 0 < upper <= 1.5 * share
+    # 1.5 is what is asked for. A past that is taken for certain comes to 1.4 with 200 judged rows.
+    assert 0 < upper <= 1.2 * share
 
 
 def retrainings(days: Floats) -> int:

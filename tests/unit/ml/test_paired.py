@@ -256,10 +256,12 @@ def test_regret_says_whether_the_promotion_paid() -> None:
     worse = bad_model(opponents()["always 0.9"], np.arange(2000))
     better = replace(worse, new_confidence=worse.old_confidence, old_confidence=worse.new_confidence)
     twin = replace(worse, new_confidence=np.clip(known.confidence[:2000] + 1e-3, 0, 1))
+    other_twin = replace(twin, new_confidence=twin.old_confidence, old_confidence=twin.new_confidence)
 
     did_not, did, unknown = judged(worse), judged(better), judged(twin)
 
     assert [found.verdict for found in (did_not, did, unknown)] == ["did_not_pay", "paid", "not_known"]
+    assert judged(other_twin).verdict == "not_known"  # one of the twins is better, and not for sure
     assert did_not.brier_difference.value == pytest.approx(-(did.brier_difference.value or 0))
     assert did_not.brier_difference.high is not None
     assert did_not.brier_difference.high < 0
