@@ -24,7 +24,7 @@ from beat_schedule import BEAT_SCHEDULE, SWEEP_JOBS
 from ml.errors import BrokerUnavailable, RetryLater
 from ml.keys import ModelKey
 from runtime.logging import configure_logging
-from runtime.queues import DEAD_LETTER, INFERENCE, MAINTENANCE, QUEUES, ROUTES, TRAINING
+from runtime.queues import DEAD_LETTER, DRIFT, INFERENCE, MAINTENANCE, QUEUES, ROUTES, TRAINING
 from runtime.settings import load_settings
 from tasks.base import Resources
 from tasks.train import record_queued
@@ -172,6 +172,8 @@ def _import_the_learning(sender: Any, **_: object) -> None:
     queues = sender.app.amqp.queues.consume_from
     if TRAINING in queues:
         importlib.import_module("tasks.pipeline")
+    if DRIFT in queues:
+        importlib.import_module("tasks.drift_checks")
     if list(queues) == [INFERENCE]:
         # Two lines a request, each as long to write as the answer takes to compute.
         for name in ("celery.worker.strategy", "celery.app.trace"):

@@ -67,7 +67,7 @@ def test_migrate_brings_an_empty_database_to_the_schema_and_may_run_again(
         engine.dispose()
 
 
-@pytest.mark.parametrize("service", ["training", "maintenance", "inference"])
+@pytest.mark.parametrize("service", ["training", "drift", "maintenance", "inference"])
 def test_worker_is_well_when_asked_and_has_time_to_hand_its_tasks_back(
     service: str, processes: Start, settings_env: dict[str, str]
 ) -> None:

@@ -16,7 +16,7 @@ from tests.processes import RunningProcess, run_command, script
 pytestmark = pytest.mark.scheduler
 
 Start = Callable[[list[str], Mapping[str, str]], RunningProcess]
-READY = ("training@", "maintenance@", "beat: Acquired lock", "flower │")
+READY = ("training@", "drift@", "maintenance@", "beat: Acquired lock", "flower │")
 STOPPED_SECONDS = 40
 
 
@@ -24,7 +24,7 @@ def start_up(processes: Start, env: Mapping[str, str]) -> RunningProcess:
     up = processes([script("alphaplus"), "up"], env)
     for text in READY:
         up.wait_for_line(text)
-    up.wait_for(lambda: up.log.read_text().count(" ready.") >= 2, "two workers that are ready")
+    up.wait_for(lambda: up.log.read_text().count(" ready.") >= 3, "three workers that are ready")
     return up
 
 
@@ -33,7 +33,7 @@ def programs(up: RunningProcess) -> dict[str, psutil.Process]:
     found: dict[str, psutil.Process] = {}
     for child in psutil.Process(up.pid).children():
         command = " ".join(child.cmdline())
-        for name in ("--queues=training", "--queues=maintenance", "beat", "flower"):
+        for name in ("--queues=training", "--queues=drift", "--queues=maintenance", "beat", "flower"):
             if command.endswith(f" {name}") or f" {name} " in command:
                 found[name.removeprefix("--queues=")] = child
     return found
@@ -50,7 +50,7 @@ def test_up_serves_restarts_what_dies_and_leaves_nothing_when_it_ends(
 ) -> None:
     up = start_up(processes, base_env)
     first = programs(up)
-    assert first.keys() == {"training", "maintenance", "beat", "flower"}
+    assert first.keys() == {"training", "drift", "maintenance", "beat", "flower"}
 
     # The literal call from another folder finds the servers; there are no candles, and the job says so.
     call = run_command(

@@ -18,7 +18,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from runtime.queues import INFERENCE, MAINTENANCE, TRAINING
+from runtime.queues import DRIFT, INFERENCE, MAINTENANCE, TRAINING
 from worker import processes
 
 pytestmark = pytest.mark.servers
@@ -55,13 +55,14 @@ def test_file_follows_the_compose_schema() -> None:
 
 
 def test_services_are_the_ones_of_the_first_version() -> None:
-    workers = {"training", "maintenance", "inference"}
+    workers = {"training", "drift", "maintenance", "inference"}
     assert set(SERVICES) == {"redis", "timescaledb", "migrate", "beat", "flower"} | workers
 
 
 def test_command_lines_are_those_that_the_project_starts_itself() -> None:
     expected = {
         "training": processes.worker_argv(TRAINING),
+        "drift": processes.worker_argv(DRIFT),
         "maintenance": processes.worker_argv(MAINTENANCE),
         "inference": processes.worker_argv(INFERENCE),
         "beat": processes.beat_argv(),
@@ -129,7 +130,7 @@ def test_redis_keeps_every_message() -> None:
     assert SERVICES["redis"]["volumes"] == ["redis-data:/data"]
 
 
-@pytest.mark.parametrize("name", ["training", "maintenance", "inference"])
+@pytest.mark.parametrize("name", ["training", "drift", "maintenance", "inference"])
 def test_worker_starts_after_the_migration_and_is_asked_to_hand_its_tasks_back(name: str) -> None:
     remapped = SERVICES[name]["environment"].get("REMAP_SIGTERM")
     assert remapped == processes.worker_environment({}, name).get("REMAP_SIGTERM")

@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ml.errors import StopForOperator
 from ml.keys import ALL_REGIMES, ModelKey
 from runtime.settings import PREFIX, Settings, load_settings, servers_configured
+from worker.commands.demo_drift import OLD, show_drift, show_regret, train_old_champion
+from worker.commands.demo_steps import POLL_SECONDS, alphaplus, follow, show_command, step
 from worker.server_home import DEMO_MARKER
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Engine
+    pass
 
 __all__ = ["demo"]
 
-REPLAY_START = datetime(2019, 9, 3, 0, 30, tzinfo=UTC)
+NOW = datetime(2019, 9, 3, 0, 30, tzinfo=UTC)
 """Four weeks before the sample candles end: to the system those weeks have yet to come."""
 KEYS = (
     ("BTCUSDT", "trending"),
@@ -40,16 +41,14 @@ KEYS = (
     ("ETHUSDT", ALL_REGIMES),
 )
 START_SECONDS = 120.0
-TRAIN_SECONDS = 600.0
 STOP_SECONDS = 60.0
-POLL_SECONDS = 0.25
 NOT_SET = ("DATABASE_URL", "REDIS_URL", "CLOCK", "REPLAY_START")
 
 
 @click.command()
 @click.option("--exit/--stay", "leave", default=None, help="End after the tables, or keep it all running.")
 def demo(leave: bool | None) -> None:
-    """From nothing to answers: servers, real candles, beat, workers, eight trainings, four weeks of signals.
+    """From nothing to answers: servers, real candles, beat, workers, a drift, eight trainings, four weeks.
 
     Without --exit or --stay it stays up until Ctrl-C where a terminal shows it, and ends where none does.
     Everything is kept in the data folder, where a second demo finds it again.
@@ -60,21 +59,24 @@ def demo(leave: bool | None) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     started = time.monotonic()
     with _system(console, settings) as log:
-        _step(console, "1  Real candles", "candles", "sample")
-        _step(console, "", "candles", "list")
-        console.rule("2  Training through the queue", align="left")
+        step(console, "1  Real candles", "candles", "sample")
+        step(console, "", "candles", "list")
+        drifts = _drift(console, load_settings())
+        console.rule("4  Training through the queue", align="left")
         _train(console, load_settings())
-        _step(console, "3  What was trained", "jobs", "--limit", str(len(KEYS)))
-        _step(console, "", "models")
-        console.rule("4  Who answers for each key", align="left")
+        step(console, "", "jobs", "--limit", str(len(KEYS)))
+        step(console, "", "models", "--limit", str(len(KEYS)))
+        console.rule("5  Who answers for each key", align="left")
         _show_answering(console, load_settings())
-        console.rule("5  Four weeks, candle by candle, through the detector and the workers", align="left")
+        console.rule("6  Four weeks, candle by candle, through the detector and the workers", align="left")
         newest = _stream(console, load_settings())
-        _step(console, "6  What became of the answers", "accuracy")
-        _step(console, "", "predictions", "--limit", "6")
+        step(console, "7  What became of the answers", "accuracy")
+        step(console, "", "predictions", "--limit", "6")
         if newest:
-            _step(console, "7  A past answer, made again from its record", "replay", newest)
-        _step(console, "8  What beat will send, and when", "schedule", "status")
+            step(console, "8  A past answer, made again from its record", "replay", newest)
+        if drifts:
+            _regret(console)
+        step(console, "10  What beat will send, and when", "schedule", "status")
         _show_next(console, log, settings, time.monotonic() - started)
         if not leave:
             console.print("Everything keeps running until Ctrl-C.")
@@ -104,13 +106,13 @@ def _system(console: Console, settings: Settings) -> Iterator[Path]:
         signal.signal(number, lambda *_: sys.exit(1))
     log = settings.data_dir / "demo.log"
     environment = {name: value for name, value in os.environ.items() if name not in _variables(NOT_SET)}
-    environment |= {f"{PREFIX}CLOCK": "replay", f"{PREFIX}REPLAY_START": REPLAY_START.isoformat()}
+    environment |= {f"{PREFIX}CLOCK": "replay", f"{PREFIX}REPLAY_START": OLD.isoformat()}
     console.rule("0  Servers, beat, workers, Flower", align="left")
-    _show_command(console, ("up",))
+    show_command(console, ("up",))
     with log.open("wb") as output:
         up = subprocess.Popen(
             # The guard ends it also where this process is killed.
-            [sys.executable, "-P", "-m", "worker.guard", str(os.getpid()), *_alphaplus(), "up"],
+            [sys.executable, "-P", "-m", "worker.guard", str(os.getpid()), *alphaplus(), "up"],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -134,14 +136,10 @@ def _variables(names: Sequence[str]) -> set[str]:
     return {f"{PREFIX}{name}" for name in names}
 
 
-def _alphaplus() -> list[str]:
-    return [str(Path(sys.executable).with_name("alphaplus"))]
-
-
 def _wait_until_ready(console: Console, up: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    with console.status("starting PostgreSQL, Valkey, beat, four workers, Flower"):
-        while log.read_text(errors="replace").count(" ready.") < 4:
+    with console.status("starting PostgreSQL, Valkey, beat, five workers, Flower"):
+        while log.read_text(errors="replace").count(" ready.") < 5:
             if up.poll() is not None or time.monotonic() > deadline:
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
                 raise StopForOperator(f"the system does not start; the end of {log}:\n{tail}")
@@ -152,19 +150,19 @@ def _wait_until_ready(console: Console, up: subprocess.Popen[bytes], log: Path) 
     console.print(f"Logs of all processes: {log}", soft_wrap=True)
 
 
-def _step(console: Console, title: str, *arguments: str) -> None:
-    """Run one `alphaplus` command as a user would, its output straight to the terminal."""
-    if title:
-        console.rule(title, align="left")
-    _show_command(console, arguments)
-    done = subprocess.run([*_alphaplus(), *arguments], check=False, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise click.exceptions.Exit(done.returncode)  # the command has said why
+def _drift(console: Console, settings: Settings) -> bool:
+    from worker.celery import app
+
+    shown = train_old_champion(console, app, settings)
+    if shown:
+        show_drift(console, app, settings, NOW)
+    return shown
 
 
-def _show_command(console: Console, arguments: Sequence[str], program: str = "alphaplus") -> None:
-    console.print(f"[bold]$ {program} {' '.join(arguments)}[/bold]")
-    console.file.flush()
+def _regret(console: Console) -> None:
+    from worker.celery import app
+
+    show_regret(console, app)
 
 
 def _train(console: Console, settings: Settings) -> None:
@@ -173,7 +171,7 @@ def _train(console: Console, settings: Settings) -> None:
 
     symbol, regime = KEYS[0]
     arguments = ("call", "tasks.train", "--args", f"{symbol},{regime}")
-    _show_command(console, arguments, "celery")
+    show_command(console, arguments, "celery")
     called = subprocess.run(
         [sys.executable, "-m", "celery", *arguments], check=True, capture_output=True, text=True
     )
@@ -182,44 +180,7 @@ def _train(console: Console, settings: Settings) -> None:
         sent = app.send_task("tasks.train", args=[symbol, regime], kwargs={"reason": "demo"})
         ids[ModelKey(symbol, settings.default_interval, regime)] = sent.id
     console.print(f"and {len(KEYS) - 1} more like it. The first makes the shared fit, the others find it.")
-    _follow(console, app.resources.engine, ids)
-
-
-def _follow(console: Console, engine: Engine, ids: dict[ModelKey, str]) -> None:
-    from db import jobs
-    from db.models import FINISHED_STATES
-    from db.session import transaction
-
-    columns = (
-        TextColumn("{task.fields[key]:<26}"),
-        BarColumn(30),
-        TextColumn("{task.description:<10}"),
-        TimeElapsedColumn(),
-    )
-    deadline = time.monotonic() + TRAIN_SECONDS
-    with Progress(*columns, console=console) as progress:
-        bars = {job_id: progress.add_task("queued", total=1.0, key=str(key)) for key, job_id in ids.items()}
-        waiting = set(bars)
-        while waiting:
-            if time.monotonic() > deadline:
-                raise StopForOperator(f"{len(waiting)} trainings did not end in {TRAIN_SECONDS:g} s")
-            with transaction(engine) as session:
-                for job_id in list(waiting):
-                    job = jobs.get(session, job_id)
-                    if job is None:
-                        continue
-                    ended = job.state in FINISHED_STATES
-                    if ended and job.state != "succeeded":
-                        raise StopForOperator(f"{job.key}: {job.state}, {job.outcome}")
-                    progress.update(
-                        bars[job_id],
-                        completed=1.0 if ended else job.progress,
-                        description=job.state if job.state != "running" else job.stage or "running",
-                    )
-                    if ended:
-                        progress.stop_task(bars[job_id])
-                        waiting.discard(job_id)
-            time.sleep(POLL_SECONDS)
+    follow(console, app.resources.engine, ids)
 
 
 def _show_answering(console: Console, settings: Settings) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import click
 from sqlalchemy.engine import Engine
@@ -189,12 +189,13 @@ def limits(
         raise click.UsageError("--set and --reset exclude each other")
     if (changed or reset) and reason is None:
         raise InputRejected("reason", reason, "why the limits are changed", "add --reason TEXT")
+    now = make_clock(settings).now()
     with command_engine(settings) as engine, transaction(engine) as session:
         if changed or reset:
-            made = None if reset else SeverityLimits(**_limits_at(session, scope) | changed)
-            _set_limits(session, settings, scope, made, reason or "")
+            made = None if reset else SeverityLimits(**_limits_at(session, scope, now) | changed)
+            _set_limits(session, settings, scope, made, reason or "", now)
         rows = [row for row in thresholds.history(session, current=not with_history) if _fits(row, scope)]
-        in_force = _limits_at(session, scope)
+        in_force = _limits_at(session, scope, now)
     if as_json:
         found = {"scope": str(scope), "in_force": in_force, "rows": [threshold_json(row) for row in rows]}
         click.echo(json.dumps(found, indent=2))
@@ -326,22 +327,29 @@ def _scope(
 
 
 def _set_limits(
-    session: Session, settings: Settings, scope: thresholds.Scope, limits: SeverityLimits | None, reason: str
+    session: Session,
+    settings: Settings,
+    scope: thresholds.Scope,
+    limits: SeverityLimits | None,
+    reason: str,
+    now: datetime,
 ) -> None:
     thresholds.set_threshold(
         session,
         scope,
         limits,
-        now=make_clock(settings).now(),
+        now=now,
         actor=cli_actor(),
         why=check_reason(reason),
         hmac_key=audit_key(settings),
     )
 
 
-def _limits_at(session: Session, scope: thresholds.Scope) -> dict[str, float]:
+def _limits_at(session: Session, scope: thresholds.Scope, now: datetime) -> dict[str, float]:
     """The limits that hold for what the scope names, as its most specific row has them."""
-    rows = [row for row in thresholds.history(session, current=True) if _covers(row, scope)]
+    current = thresholds.history(session, current=True)
+    # In a replay a row that was written by the wall's clock may not hold yet.
+    rows = [row for row in current if _covers(row, scope) and row.valid_from <= now]
     parts = ("symbol", "interval", "regime")
     rows.sort(key=lambda row: [getattr(row, part) == thresholds.ANY for part in parts])
     found = thresholds.limits_of(rows[0]) if rows else SeverityLimits()

@@ -219,9 +219,10 @@ def _print_next(
     sync = f"alphaplus candles sync --symbol {symbol} --interval {interval}"
     if doubt is not None:
         click.echo(f"  candles   none stored; {doubt}")
-        click.echo(f"            the sync tries each minute, `{sync}` at once")
+        click.echo(f"            the sync asks each minute; at once: `{sync}`")
     elif stored is None:
-        click.echo(f"  candles   within a minute two years of them, from {settings.exchange} (or `{sync}`)")
+        click.echo(f"  candles   within a minute two years of them, from {settings.exchange};")
+        click.echo(f"            `{sync}` fetches them at once")
     else:
         click.echo(f"  candles   stored up to {time_text(stored.last_open)} UTC, kept up to date from now on")
     for entry in scheduled:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ml.errors import StopForOperator
-from runtime.queues import INFERENCE, MAINTENANCE, QUEUES, TRAINING
+from runtime.queues import DRIFT, INFERENCE, MAINTENANCE, QUEUES, TRAINING
 from runtime.server_record import ServerRecord
 from runtime.settings import Settings, load_settings, servers_configured
 from worker.processes import (
@@ -167,7 +167,7 @@ def _programs(settings: Settings, inference_workers: int, *, colored: bool) -> l
         environment["ALPHAPLUS_LOG_FORMAT"] = "console"  # through a pipe a program sees no terminal
     flower_options = flower_environment(environment, settings.data_dir)
     flower_options["FLOWER_PORT"] = str(_free_port(int(flower_options["FLOWER_PORT"])))
-    workers = {TRAINING: TRAINING, MAINTENANCE: MAINTENANCE}
+    workers = {TRAINING: TRAINING, DRIFT: DRIFT, MAINTENANCE: MAINTENANCE}
     workers |= {f"{INFERENCE}-{place}": INFERENCE for place in range(1, inference_workers + 1)}
     return [
         *(
