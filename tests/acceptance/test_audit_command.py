@@ -44,7 +44,7 @@ def test_listing_says_who_what_and_why_newest_first(run_main: Cli, trained_engin
     assert max(map(len, lines)) <= 100
     rows = [line.split() for line in lines if line[:4].strip().isdigit()]
     assert [row[0] for row in rows] == ["5", "4", "3", "2", "1"]
-    assert rows[0] == "5 2019-09-03 00:30 freeze BTCUSDT 1h all to look at it (cli:ada)".split()
+    assert " ".join(rows[0]) == "5 2019-09-03 00:30 freeze BTCUSDT 1h all to look at it (cli:ada)"
     assert "v1: every gate passed (tasks.train)" in " ".join(listed.stdout.split())
     assert run_main("audit", "list").stdout == listed.stdout
 
