@@ -6,6 +6,7 @@ run of the same check finds it there and changes nothing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Session
 
+from db.base import Json
 from db.drift_models import DriftAlert, DriftDetail
 from db.models import ModelRow, Prediction
 from ml.alarms import DriftCheck, SeverityLimits
@@ -104,22 +106,20 @@ def record(
     if added.scalar_one_or_none() is None:
         return None
     if check.features:
-        # One statement: psycopg2 would send a list of parameters row by row.
-        session.execute(insert(DriftDetail).values(_features(found, as_of, check)))
+        values = json.dumps(_features(check), allow_nan=False)
+        session.execute(_INSERT_FEATURES, {"alert_id": found, "as_of": as_of, "features": values})
     return found
 
 
-def _features(alert: UUID, as_of: datetime, check: DriftCheck) -> list[dict[str, object]]:
+def _features(check: DriftCheck) -> list[Json]:
     return [
         {
-            "alert_id": alert,
-            "as_of": as_of,
             "feature": feature.name,
             "ks": feature.ks,
             "p_value": feature.p_value,
             "population_stability_index": feature.psi,
             "importance": feature.importance,
-            "details": {"excess": feature.excess, "drifted": feature.drifted, "rank": rank},
+            "metadata": {"excess": feature.excess, "drifted": feature.drifted, "rank": rank},
         }
         for rank, feature in enumerate(check.features, start=1)
     ]
@@ -226,3 +226,15 @@ def matured(
         label=np.array([row.label for row in rows], dtype=np.float64),
         signal_time=np.array([to_datetime64(row.signal_time) for row in rows], dtype="datetime64[us]"),
     )
+
+
+# One value for all rows: SQLAlchemy takes 8 ms to write a statement of 45 rows, PostgreSQL 1 ms to run this.
+_INSERT_FEATURES = sa.text("""
+    INSERT INTO ml_drift_details
+        (alert_id, as_of, feature, ks, p_value, population_stability_index, importance, metadata)
+    SELECT :alert_id, :as_of, feature, ks, p_value, population_stability_index, importance, metadata
+    FROM jsonb_to_recordset(CAST(:features AS jsonb)) AS found (
+        feature text, ks float8, p_value float8, population_stability_index float8, importance float8,
+        metadata jsonb
+    )
+""")
