@@ -11,7 +11,7 @@ from uuid import uuid4
 import numpy as np
 from sqlalchemy.orm import Session
 
-from db import artifacts, jobs, registry
+from db import artifacts, jobs, references, registry
 from db import candles as stored
 from db.schema import upgrade
 from ml.artifact import Model, Predictor, sha256_hex, to_bytes
@@ -264,5 +264,8 @@ def _promote_copy(session: Session, row: registry.ModelRow, model: Model) -> Non
         state="candidate",
         metadata={},
     )
+    reference = references.load(session, row.id)
+    assert reference is not None
+    references.save(session, added.id, reference)
     now = datetime.now(UTC)
     registry.promote(session, added.id, now=now, actor=SOURCE, why="a copy", details={})

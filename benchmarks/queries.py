@@ -295,7 +295,14 @@ def _run_a_job(session: Session) -> None:
 def _promote(session: Session) -> None:
     candidate = session.scalar(sa.select(sa.func.max(ModelRow.id)).where(ModelRow.symbol == KEY.symbol))
     assert candidate is not None
+    references.save(session, candidate, _small_reference())
     registry.promote(session, candidate, now=FIRST_OPEN, actor="bench", why="bench", details={})
+
+
+def _small_reference() -> Reference:
+    """Of one feature: a model without any cannot be promoted."""
+    sample, edges = np.zeros(1, dtype=np.float32), np.zeros(0, dtype=np.float32)
+    return Reference((FeatureReference("f0", sample, edges, np.ones(1), 1.0),), 1)
 
 
 def _reference(session: Session) -> None:
