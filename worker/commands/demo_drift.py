@@ -107,20 +107,20 @@ def _newest(app: Any) -> ModelRow:
 
 def _started_job(app: Any) -> str | None:
     """The job of the key's newest action."""
-    from db import drift
+    from db import drift_actions
 
     with app.resources.transaction() as session:
-        found = drift.open_action(session, KEY)
+        found = drift_actions.open_action(session, KEY)
         return None if found is None else found.job_id
 
 
 def _wait_until_closed(app: Any) -> None:
-    from db import drift
+    from db import drift_actions
 
     deadline = time.monotonic() + ACTION_SECONDS
     while time.monotonic() < deadline:
         with app.resources.transaction() as session:
-            if drift.open_action(session, KEY) is None:
+            if drift_actions.open_action(session, KEY) is None:
                 return
         time.sleep(POLL_SECONDS)
     raise StopForOperator(f"the drift action of {KEY} is still open after {ACTION_SECONDS:g} s")
