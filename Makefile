@@ -8,9 +8,9 @@ BIN = .venv/bin
 READY = .venv/ready
 
 help:
-	@echo 'make demo                      from nothing to models and answers, on real candles (3 minutes)'
+	@echo 'make demo                      from nothing to models, answers and a drift, on real candles (3 minutes)'
 	@echo 'make test                      every test'
-	@echo 'make test COMPONENT=training   those of scheduler, training, inference, database, candles, servers'
+	@echo 'make test COMPONENT=training   those of scheduler, drift, training, inference, database, candles, servers'
 	@echo 'make lint                      ruff, mypy, import-linter'
 	@echo 'make bench [ARGS=...]          the table of speeds and sizes'
 	@echo 'make soak                      the long tests'
