@@ -7,17 +7,21 @@ import json
 from datetime import datetime, timedelta
 from typing import Any
 
+import numpy as np
 import redis
+from sqlalchemy.orm import Session
 
-from db import drift, drift_actions, jobs, references, registry
+from db import candles, drift, drift_actions, jobs, references, registry
 from db.drift_actions import DriftAction
 from db.models import TrainingJob
 from ml.alarms import DriftCheck, SeverityLimits, severity_of
+from ml.candles import Candles, to_datetime64
 from ml.keys import ModelKey
 from tasks.base import Resources
 from tasks.drift_actions import Alarm, act, run_due
 from tasks.retraining import Retraining
 from tests.integration.db.rows import AS_OF, KEY, add_model, reference
+from tests.real_candles import real_candles
 from tests.trained import FixedClock, resources_of
 
 ETH = ModelKey("ETHUSDT", "1h", "trending")
@@ -100,6 +104,23 @@ class System:
             claim = jobs.claim(session, job_id, owner="test", lease=HOUR)
             assert isinstance(claim, jobs.Claimed)
             jobs.finish(session, job_id, claim.fencing_token, state=state, outcome=outcome)
+
+
+def write_drifted(session: Session, start: datetime, *, ranges: float, volume: float) -> None:
+    """Write BTC's real candles from ``start`` on with wider bars and more volume, as if they had been so."""
+    whole = real_candles("BTCUSDT")
+    later = whole.take(whole.open_time >= to_datetime64(start))
+    middle = (later.open + later.close) / 2
+    changed = Candles(
+        "1h",
+        later.open_time,
+        later.open,
+        middle + ranges * (later.high - middle),
+        np.maximum(middle - ranges * (middle - later.low), 0.2 * middle),
+        later.close,
+        volume * later.volume,
+    )
+    candles.write(session, symbol="BTCUSDT", interval="1h", candles=changed, source="test", now=start)
 
 
 def sent(redis_url: str, queue: str = "celery") -> list[tuple[str, list[Any]]]:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from db import candles, drift, drift_actions, jobs, predictions, registry, thresholds
+from db import drift, drift_actions, jobs, predictions, registry, thresholds
 from db.drift_models import DriftAlert, DriftNull
 from db.models import Artifact, ModelRow, TrainingJob
 from db.thresholds import Scope
 from ml.alarms import SeverityLimits
-from ml.candles import Candles, to_datetime64
+from ml.candles import to_datetime64
 from ml.config import LabelConfig
 from ml.dataset import ROW_FEATURE_NAMES, build_rows
 from ml.keys import REGIMES, ModelKey
@@ -27,6 +27,7 @@ from tasks.drift_checks import DriftChecks
 from tasks.drift_window import SignalCache
 from tests.integration.db.prediction_rows import outcome, record
 from tests.integration.db.rows import race
+from tests.integration.drifting import write_drifted
 from tests.real_candles import real_candles
 from tests.trained import CHAMPIONS, CUT, FixedClock, resources_of
 
@@ -59,20 +60,9 @@ class System:
                 session, Scope(), limits, now=self.clock.now() - HOUR, actor="test", why="test"
             )
 
-    def inject(self, start: datetime, *, ranges: float, volume: float = 1.0) -> None:
-        """Real candles from ``start`` on with wider bars and more volume, as if they had always been so."""
-        whole = real_candles("BTCUSDT")
-        later = whole.take(whole.open_time >= to_datetime64(start))
-        middle = (later.open + later.close) / 2
-        columns = {
-            "high": middle + ranges * (later.high - middle),
-            "low": np.maximum(middle - ranges * (middle - later.low), 0.2 * middle),
-            "volume": volume * later.volume,
-        }
-        names = ("open", "high", "low", "close", "volume")
-        changed = Candles("1h", later.open_time, *(columns.get(name, getattr(later, name)) for name in names))
+    def inject(self, start: datetime, *, ranges: float, volume: float) -> None:
         with self.resources.transaction() as session:
-            candles.write(session, symbol="BTCUSDT", interval="1h", candles=changed, source="test", now=start)
+            write_drifted(session, start, ranges=ranges, volume=volume)
 
     def alerts(self) -> list[DriftAlert]:
         with self.resources.transaction() as session:
