@@ -8,7 +8,7 @@ units of the level at the operator's budget, so that ``BUDGET_SCORE`` is where t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self
 
@@ -27,6 +27,8 @@ __all__ = [
     "alarm_levels",
     "drift_score",
     "severity_of",
+    "strictest",
+    "triggered",
 ]
 
 DriftKind = Literal["features", "scores", "calibration", "accuracy"]
@@ -140,17 +142,38 @@ def alarm_levels(
     months = (day[-1] - day[0]) / 30.44
     tail = 1 - np.geomspace(0.5, 1 / len(statistic), LEVELS)
     levels = np.unique(np.append(np.quantile(statistic, tail), statistic.max()))
-    counts = np.array([_triggered(statistic > level, day, cooldown_days) for level in levels])
+    counts = np.array([triggered(statistic > level, day, cooldown_days) for level in levels])
     # Exact bound of a Poisson rate (Garwood, Biometrika 1936).
     upper = np.minimum.accumulate(chi2.ppf(CONFIDENCE, 2 * (counts + 1)) / 2 / months)
     return AlarmLevels(level=tuple(levels.tolist()), per_month=tuple(upper.tolist()))
 
 
-def _triggered(over: NDArray[np.bool_], day: NDArray[np.float64], cooldown_days: float) -> int:
-    count, free_from = 0, -np.inf
-    for moment in day[over]:
-        if moment >= free_from:
-            count, free_from = count + 1, moment + cooldown_days
+def strictest(simulations: Sequence[AlarmLevels]) -> AlarmLevels:
+    """At every level the highest rate of any simulation.
+
+    Raises:
+        ValueError: no simulation.
+    """
+    if not simulations:
+        raise ValueError("the strictest of no simulations")
+    level = np.unique([one for levels in simulations for one in levels.level])
+    rates = []
+    for levels in simulations:
+        # Between two levels as often as at the lower one; below the lowest it is not known, so never enough.
+        place = np.searchsorted(levels.level, level, side="right") - 1
+        rates.append(np.where(place < 0, np.inf, np.array(levels.per_month)[place]))
+    highest = np.max(rates, axis=0)
+    known = np.isfinite(highest)
+    return AlarmLevels(level=tuple(level[known].tolist()), per_month=tuple(highest[known].tolist()))
+
+
+def triggered(over: NDArray[np.bool_], day: NDArray[np.float64], cooldown_days: float) -> int:
+    """How many retrainings checks (n,) of these days trigger: after one, none for ``cooldown_days``."""
+    alarm = day[over]
+    count = place = 0
+    while place < len(alarm):
+        count += 1
+        place = max(place + 1, int(np.searchsorted(alarm, alarm[place] + cooldown_days)))
     return count
 
 

@@ -1,0 +1,125 @@
+"""One check of a champion's features, or of its confidence: current rows, the reference and the null."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml.alarms import BUDGET_SHARES, DriftCheck, DriftKind, FeatureDrift, SeverityLimits, drift_score
+from ml.drift import Reference, compare
+from ml.drift_null import FeatureNull
+
+__all__ = ["FAMILY_ALPHA", "check_confidence", "check_features"]
+
+FAMILY_ALPHA: Final = 0.05
+"""A feature is called drifted at most so often, over all features together, where nothing drifts."""
+LEAST_LEVEL: Final = 0.1
+"""A tenth of its usual range beyond the ordinary is no drift of any feature, whatever the budget."""
+
+
+def check_features(
+    reference: Reference,
+    null: FeatureNull,
+    current: NDArray[np.float32],
+    limits: SeverityLimits,
+    *,
+    budget_per_month: float,
+) -> DriftCheck:
+    """Compare features (m, F), m >= 1, with what the model learned from.
+
+    Args:
+        reference: the champion's.
+        null: the champion's, of its features.
+        current: columns as in the reference, any order of rows. The null is of ``null.window_rows`` rows:
+            of fewer the statistics are a little higher, of many more lower.
+        limits: ``ks`` and ``psi`` decide, with the p-value, which features are called drifted.
+        budget_per_month: a key's false retrainings of all kinds together.
+
+    Raises:
+        ValueError: ``current`` is empty, or has other columns.
+    """
+    return _check("features", reference, null, current, limits, budget_per_month)
+
+
+def check_confidence(
+    reference: Reference,
+    null: FeatureNull,
+    confidence: NDArray[np.float64],
+    limits: SeverityLimits,
+    *,
+    budget_per_month: float,
+) -> DriftCheck:
+    """Compare what the model says of current rows (m,) with what it said of rows its trees had not seen.
+
+    Args:
+        reference: the champion's; its ``confidence`` is read.
+        null: the champion's, of its confidence as one feature.
+        confidence: m >= 1.
+        limits: as for features.
+        budget_per_month: as for features.
+
+    Raises:
+        ValueError: ``confidence`` is empty, or the reference has none.
+    """
+    if reference.confidence is None:
+        raise ValueError("this reference holds no confidence to compare with")
+    said = Reference((reference.confidence,), len(reference.confidence.sample))
+    current = confidence.astype(np.float32)[:, None]
+    return _check("scores", said, null, current, limits, budget_per_month)
+
+
+def _check(
+    kind: DriftKind,
+    reference: Reference,
+    null: FeatureNull,
+    current: NDArray[np.float32],
+    limits: SeverityLimits,
+    budget: float,
+) -> DriftCheck:
+    ks, psi = compare(reference, current)
+    statistic = float(null.excess.statistic(ks, psi))
+    level = max(LEAST_LEVEL, null.levels.at(budget * BUDGET_SHARES[kind]))
+    features = _features(reference, null, ks, psi, limits)
+    return DriftCheck(
+        kind=kind,
+        score=drift_score(statistic, level),
+        p_value=null.p_value(statistic),
+        reference_rows=reference.rows,
+        current_rows=len(current),
+        statistic=statistic,
+        level=level,
+        features=features,
+        details={
+            "window_rows": null.window_rows,
+            "drifted_features": sum(feature.drifted for feature in features),
+            "alarms_per_month": budget * BUDGET_SHARES[kind],
+        },
+    )
+
+
+def _features(
+    reference: Reference,
+    null: FeatureNull,
+    ks: NDArray[np.float64],
+    psi: NDArray[np.float64],
+    limits: SeverityLimits,
+) -> tuple[FeatureDrift, ...]:
+    p_value = null.family_wise(null.excess.extremeness(ks, psi))
+    excess = null.excess.by_feature(ks, psi)
+    drifted = ((ks > limits.ks) | (psi > limits.psi)) & (p_value <= FAMILY_ALPHA)
+    weight = np.array(null.excess.weight)
+    order = np.lexsort((np.arange(len(ks)), -weight, -weight * excess))
+    return tuple(
+        FeatureDrift(
+            name=reference.features[place].name,
+            importance=reference.features[place].importance,
+            ks=float(ks[place]),
+            psi=float(psi[place]),
+            p_value=float(p_value[place]),
+            excess=float(excess[place]),
+            drifted=bool(drifted[place]),
+        )
+        for place in order
+    )
