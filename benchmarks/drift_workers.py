@@ -33,14 +33,6 @@ POLL_SECONDS: Final = 0.1
 REPLY_SECONDS: Final = 60
 PATIENCE_SECONDS: Final = 1_200
 
-COPY_REFERENCE = """
-INSERT INTO ml_reference_features
-    (model_id, feature, position, importance, sample, bin_edges, bin_shares, rows)
-SELECT copy.id, feature, position, importance, sample, bin_edges, bin_shares, rows
-FROM ml_reference_features, ml_models copy
-WHERE model_id = :model_id AND copy.symbol = ANY(:symbols) AND copy.regime = :regime
-ON CONFLICT DO NOTHING
-"""
 COPY_NULL = """
 INSERT INTO ml_drift_nulls (model_id, body)
 SELECT copy.id, body FROM ml_drift_nulls, ml_models copy
@@ -130,8 +122,7 @@ def _copies(ground: Ground) -> list[str]:
         with ground.resources.transaction() as session:
             own = sa.select(ModelRow.id).where(*ModelRow.of_key(key), ModelRow.state == "champion")
             values = {"model_id": session.scalar(own), "symbols": symbols, "regime": key.regime}
-            for statement in (COPY_REFERENCE, COPY_NULL):
-                session.execute(sa.text(statement), values)
+            session.execute(sa.text(COPY_NULL), values)
     return symbols
 
 
