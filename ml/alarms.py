@@ -186,7 +186,7 @@ def drift_score(statistic: float, level: float) -> float:
     month is spent (``alarm_levels``). So one scale serves all kinds, keys and regimes: 0.20 is the budget,
     0.30 half as far again, and what is common in no-drift data is near 0.
     """
-    return BUDGET_SCORE * max(0.0, statistic) / max(level, 1e-12)
+    return BUDGET_SCORE * (max(0.0, statistic) / max(level, 1e-12))
 
 
 def severity_of(score: float, limits: SeverityLimits) -> str:

@@ -11,7 +11,7 @@ from ml.alarms import BUDGET_SHARES, DriftCheck, DriftKind, FeatureDrift, Severi
 from ml.drift import Reference, compare
 from ml.drift_null import FeatureNull
 
-__all__ = ["FAMILY_ALPHA", "check_confidence", "check_features"]
+__all__ = ["FAMILY_ALPHA", "LEAST_LEVEL", "alarm_level", "check_confidence", "check_features"]
 
 FAMILY_ALPHA: Final = 0.05
 """A feature is called drifted at most so often, over all features together, where nothing drifts."""
@@ -70,6 +70,11 @@ def check_confidence(
     return _check("scores", said, null, current, limits, budget_per_month)
 
 
+def alarm_level(kind: DriftKind, null: FeatureNull, budget_per_month: float) -> float:
+    """The statistic at which the kind's share of a key's false retrainings is spent."""
+    return max(LEAST_LEVEL, null.levels.at(budget_per_month * BUDGET_SHARES[kind]))
+
+
 def _check(
     kind: DriftKind,
     reference: Reference,
@@ -80,7 +85,7 @@ def _check(
 ) -> DriftCheck:
     ks, psi = compare(reference, current)
     statistic = float(null.excess.statistic(ks, psi))
-    level = max(LEAST_LEVEL, null.levels.at(budget * BUDGET_SHARES[kind]))
+    level = alarm_level(kind, null, budget)
     features = _features(reference, null, ks, psi, limits)
     return DriftCheck(
         kind=kind,
