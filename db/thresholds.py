@@ -114,18 +114,8 @@ def set_threshold(
     if before is not None:
         before.valid_until = now
         session.flush()  # first: the unique index allows no two current rows, not even for a moment
-    row = None
-    if limits is not None:
-        values = asdict(limits)
-        psi = values.pop("psi")
-        row = DriftThreshold(
-            **asdict(scope),
-            **values,
-            population_stability_index=psi,
-            valid_from=now,
-            changed_by=actor,
-            why=why,
-        )
+    row = None if limits is None else _row(scope, limits, now, actor, why)
+    if row is not None:
         session.add(row)
         session.flush()
     audit.append(
@@ -157,6 +147,19 @@ def limits_of(row: DriftThreshold) -> SeverityLimits:
     """The limits that a row holds."""
     severities = {level: getattr(row, level) for level in LEVELS}
     return SeverityLimits(ks=row.ks, psi=row.population_stability_index, **severities)
+
+
+def _row(scope: Scope, limits: SeverityLimits, now: datetime, actor: str, why: str) -> DriftThreshold:
+    values = asdict(limits)
+    psi = values.pop("psi")
+    return DriftThreshold(
+        **asdict(scope),
+        **values,
+        population_stability_index=psi,
+        valid_from=now,
+        changed_by=actor,
+        why=why,
+    )
 
 
 def _current(session: Session, scope: Scope) -> DriftThreshold | None:

@@ -181,6 +181,8 @@ def test_a_second_check_by_the_same_candles_changes_nothing(system: System) -> N
 
     assert (again["state"], again["as_of"]) == ("no_new_candles", (CUT + 21 * DAY).isoformat())
     assert system.retraining is None
+    system.clock.moment -= 3 * HOUR  # a replay may be set back
+    assert system.check(ALL)["state"] == "no_new_candles"
     assert _everything(system) == before
     assert len(before) > 40
 

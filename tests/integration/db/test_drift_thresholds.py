@@ -130,6 +130,9 @@ def test_in_a_replay_limits_hold_from_the_clocks_now_though_the_migrations_row_i
     assert held(engine, replayed - DAY) == DEFAULT
     put(engine, Scope(), DEFAULT, replayed + DAY)
     assert held(engine, replayed + DAY) == DEFAULT
+    put(engine, Scope.of(KEY), limits(0.4), NOW)
+    put(engine, Scope.of(KEY), limits(0.4), replayed + DAY)  # equal, but of a row that does not hold yet
+    assert held(engine, replayed + DAY).high == 0.4
 
 
 def test_of_two_who_set_limits_at_once_both_leave_a_row_and_one_holds(engine: Engine) -> None:
