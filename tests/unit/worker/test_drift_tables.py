@@ -116,12 +116,16 @@ def test_checks_are_listed_by_kind_with_their_limits_and_a_small_p_is_no_zero() 
 
 def test_features_come_by_importance_times_excess_and_only_the_first_are_shown() -> None:
     details = [detail(f"small_{number}", 0.01, 0.1, drifted=False) for number in range(40)]
-    details += [detail("moved_most", 0.05, 2.0, drifted=True), detail("leaned_on", 0.30, 1.0, drifted=True)]
+    details += [
+        detail("leaned_on", 0.30, 1.0, drifted=True),
+        detail("moved_most", 0.005, 20.0, drifted=False),
+        detail("both", 0.05, 8.0, drifted=True),
+    ]
     rows = cells(features_table(details, LIMITS))
-    assert [row[0] for row in rows[:3]] == ["leaned_on", "moved_most", "small_0"]
-    assert rows[0] == ["leaned_on", "30.0%", "0.310", "0.400", "0.020", "1.000", "yes"]
+    assert [row[0] for row in rows[:3]] == ["both", "leaned_on", "moved_most"]
+    assert rows[0] == ["both", "5.0%", "0.310", "0.400", "0.020", "8.000", "yes"]
     told = " ".join(word for row in rows[8:] for word in row)
-    assert told.startswith("8 of 42 features, by importance x excess; 2 drifted: p at most 0.05 over all")
+    assert told.startswith("8 of 43 features, by importance x excess; 2 drifted: p at most 0.05 over all")
     assert "KS over 0.15 or PSI over 0.25" in told
 
 
