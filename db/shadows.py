@@ -64,13 +64,6 @@ def to_score(
         limit: rows.
         after: (``signal_time``, ``id``) of the last one seen: some cannot be scored and stay.
     """
-    scored = aliased(Prediction)
-    is_scored = sa.exists().where(
-        scored.model_id == model_id,
-        scored.signal_time == Prediction.signal_time,
-        scored.role == "shadow",
-        scored.details[OF].astext == sa.cast(Prediction.id, sa.Text),
-    )
     query = (
         sa.select(Prediction)
         .where(
@@ -83,7 +76,7 @@ def to_score(
             Prediction.as_of >= since,
             Prediction.as_of <= Prediction.signal_time + (live_until(EPOCH, key.interval) - EPOCH),
             Prediction.model_id.is_distinct_from(model_id),
-            ~is_scored,
+            ~_is_scored(model_id),
         )
         .order_by(Prediction.signal_time, Prediction.id)
         .limit(limit)
@@ -91,6 +84,16 @@ def to_score(
     if after is not None:
         query = query.where(sa.tuple_(Prediction.signal_time, Prediction.id) > after)
     return session.scalars(query).all()
+
+
+def _is_scored(model_id: int) -> sa.ColumnElement[bool]:
+    scored = aliased(Prediction)
+    return sa.exists().where(
+        scored.model_id == model_id,
+        scored.signal_time == Prediction.signal_time,
+        scored.role == "shadow",
+        scored.details[OF].astext == sa.cast(Prediction.id, sa.Text),
+    )
 
 
 def _asked(key: ModelKey, has_champion: bool) -> tuple[sa.ColumnElement[bool], ...]:
@@ -121,17 +124,9 @@ def paired(
         since: signal time, included; aware.
         until: end of the horizon, included; aware.
     """
-    rows = session.execute(
-        _PAIRED,
-        {
-            "symbol": key.symbol,
-            "interval": key.interval,
-            "new": new_id,
-            "old": old_id,
-            "since": since,
-            "live": live_until(EPOCH, key.interval) - EPOCH,
-        },
-    ).all()
+    live = live_until(EPOCH, key.interval) - EPOCH
+    of = {"symbol": key.symbol, "interval": key.interval, "new": new_id, "old": old_id}
+    rows = session.execute(_PAIRED, {**of, "since": since, "live": live}).all()
     known = takewhile(lambda row: row.resolved_at is not None and row.horizon_end <= until, rows)
     labelled = [row for row in known if row.label is not None]
     return PairedOutcomes(
@@ -159,16 +154,8 @@ def alone(
         since: signal time, included; aware.
         until: end of the horizon, included; aware.
     """
-    rows = session.execute(
-        _ALONE,
-        {
-            "symbol": key.symbol,
-            "interval": key.interval,
-            "model": model_id,
-            "since": since,
-            "until": until,
-        },
-    ).all()
+    of = {"symbol": key.symbol, "interval": key.interval, "model": model_id}
+    rows = session.execute(_ALONE, {**of, "since": since, "until": until}).all()
     return ResolvedSignals(
         signal_time=_times(rows),
         label=_floats(rows, "label"),

@@ -107,10 +107,11 @@ def _review_champion(
     why = _words(test, champion, before)
     cooldown = timedelta(days=settings.rollback_cooldown_days)
     earlier = rollbacks(session, key, actor=ACTOR, since=now - cooldown)
+    event: dict[str, Any] = {"model_key": str(key), "model_version": champion.version, **test.to_json()}
     if earlier:
         why += f"; it was rolled back on {earlier[0].at:%Y-%m-%d %H:%M} UTC already"
         keys.freeze(session, key, now=now, actor=ACTOR, why=why, hmac_key=_signing_key(settings))
-        log.error("key_frozen", model_key=str(key), model_version=champion.version, **test.to_json())
+        log.error("key_frozen", **event)
         done.frozen.append(str(key))
         return False
     registry.rollback(
@@ -123,13 +124,7 @@ def _review_champion(
         details={"test": test.to_json(), "block_days": block / timedelta(days=1)},
         hmac_key=_signing_key(settings),
     )
-    log.error(
-        "champion_rolled_back",
-        model_key=str(key),
-        model_version=champion.version,
-        to_version=before.version,
-        **test.to_json(),
-    )
+    log.error("champion_rolled_back", to_version=before.version, **event)
     done.rolled_back.append(str(key))
     return True
 

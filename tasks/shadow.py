@@ -31,6 +31,10 @@ __all__ = ["Scored", "score_due", "score_shadows"]
 BATCH: Final = 1000
 SECONDS: Final = 60.0
 """After so long the rest is left to the next run."""
+COPIED: Final = (
+    "signal_id", "symbol", "interval", "regime", "direction", "patterns", "entry_price", "atr",
+)  # fmt: skip
+"""Columns that a shadow's row has from the champion's as they are."""
 ROW_BYTES: Final = 4 * len(ROW_FEATURE_NAMES)
 
 log = structlog.get_logger(__name__)
@@ -161,19 +165,13 @@ def _record(
     if own is None:
         own = confidence_from(model.pattern_hit_rates, pattern_mask(of.patterns), of.direction)
     horizon = model.labels.horizon_bars * interval_duration(of.interval)
-    return {
+    return {name: getattr(of, name) for name in COPIED} | {
         "id": str(shadows.shadow_id(of.id, row.id)),
         "signal_time": of.signal_time.isoformat(),
-        "signal_id": of.signal_id,
         "as_of": of.as_of.isoformat(),
-        "symbol": of.symbol,
-        "interval": of.interval,
-        "regime": of.regime,
         "model_id": row.id,
         "served_regime": model.key.regime,
         "role": "shadow",
-        "direction": of.direction,
-        "patterns": of.patterns,
         "pattern_confidence": own,
         "confidence": None if reason else float(judged.confidence[index]),
         "decision": decision,
@@ -183,8 +181,6 @@ def _record(
         "model_age_seconds": (of.as_of - model.as_of).total_seconds(),
         "latency_ms": None,
         "features": base64.b64encode(of.features or b"").decode("ascii"),
-        "entry_price": of.entry_price,
-        "atr": of.atr,
         "horizon_end": (of.signal_time + horizon).isoformat(),
         "metadata": {shadows.OF: str(of.id), "threshold": model.threshold.value},
     }

@@ -73,17 +73,18 @@ def test_a_candidate_that_is_worse_live_is_rejected_with_its_reason(weeks: Weeks
 
 def test_it_is_decided_at_the_outcome_asked_for_and_none_sooner(weeks: Weeks) -> None:
     candidate = weeks.variant(LIKE_THE_TREES)
-    live_rows = 0
-    weeks.to_shadow(candidate.id, START, signals=60)
-    for days in range(1, 20):
-        live(weeks, days)
-        done, _ = review(weeks, days)
-        live_rows = sum(row.label is not None for row in weeks.predictions("shadow"))
-        assert (done != Reviewed()) == (live_rows >= 60)
-        if done != Reviewed():
-            break
-    [row] = weeks.evaluations("shadow")
-    assert row.rows == live_rows
+    weeks.to_shadow(candidate.id, START, signals=1)
+    live(weeks, 5)
+    known = sum(row.label is not None for row in weeks.predictions("shadow"))
+    assert known > 30
+
+    for asked, decided in ((known + 1, []), (known, [str(KEY)])):
+        with weeks.resources.transaction() as session:
+            row = session.get_one(registry.ModelRow, candidate.id)
+            row.config = row.config | {"shadow": {"signals": asked}}
+        done, _ = review(weeks, 5)
+        assert [*done.promoted, *done.rejected] == decided
+    assert [row.rows for row in weeks.evaluations("shadow")] == [known]
 
 
 def test_days_that_pass_with_too_few_outcomes_are_a_no(weeks: Weeks) -> None:

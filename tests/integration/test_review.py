@@ -122,13 +122,14 @@ def test_the_model_that_was_taken_back_is_not_gone_back_to_however_bad_the_other
     weeks.promote(good.id, START - timedelta(minutes=1))
     with weeks.at(START).transaction() as session:
         registry.rollback(
-            session, KEY, to_version=weeks.model(bad).version, now=START, actor=ACTOR, why="", details={}
+            session, KEY, to_version=weeks.model(bad).version, now=START, actor="cli:ada", why="", details={}
         )
     assert weeks.champion().replaces_id == good.id
     assert ROLLED_BACK in weeks.model(good.id).details
     live(weeks, START, END - HOUR)
 
-    assert review(weeks, END - HOUR).rolled_back == []
+    done = review(weeks, END - HOUR)
+    assert (done.rolled_back, done.frozen) == ([], [])
     assert weeks.champion().id == bad
     assert first.id != bad
 

@@ -85,6 +85,8 @@ def test_a_second_run_changes_nothing_and_two_at_once_write_each_row_once(
     done = race(lambda: score_due(weeks.at(WEEK)), lambda: score_due(weeks.at(WEEK)))
 
     assert sum(one.rows for one in done) == given
+    with weeks.resources.transaction() as session:
+        assert not shadows.to_score(session, KEY, replaced, since=START, has_champion=True, limit=1)
     before = [(row.id, row.recorded_at) for row in weeks.predictions("shadow")]
     assert score_due(weeks.at(WEEK)) == Scored()
     assert [(row.id, row.recorded_at) for row in weeks.predictions("shadow")] == before
