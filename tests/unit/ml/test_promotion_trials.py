@@ -228,17 +228,18 @@ def test_copies_of_the_champion_tried_daily_are_promoted_no_oftener_than_the_bud
 
 
 def test_a_better_model_is_promoted_within_weeks(market: Market, days: list[Day]) -> None:
-    """Its confidences are moved toward the truth by 2 % of the way, under errors like the champion's."""
+    """Its confidences are moved toward the truth by 0.2 % of the way, under errors like the champion's: a
+    Brier score 0.4 % lower, a tenth of what the real model gains over a constant."""
     copies = Copies(market, spread=0.03, lasting=0.5, seed=12)
     champions = copies.make()
 
     def better() -> Floats:
         made = copies.make()
-        return made + 0.02 * (market.rows.label - made)
+        return made + 0.002 * (market.rows.label - made)
 
     found = first_promotions(market, days, champions, better, GATES, np.tile(market.rows.label, (RUNS, 1)))
 
-    assert all(day is not None and day < 21 for day in found)
+    assert sum(day is not None and day < 28 for day in found) >= 0.9 * RUNS
 
 
 def test_a_model_that_lost_one_pattern_is_caught_by_its_slice(market: Market, days: list[Day]) -> None:
