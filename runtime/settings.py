@@ -193,6 +193,11 @@ class Settings(BaseSettings):
         return _required(self.database_url, "DATABASE_URL", self.data_dir)
 
     @property
+    def audit_key(self) -> bytes | None:
+        """Signs and checks the audit log's rows; None where none is set."""
+        return None if self.audit_hmac_key is None else self.audit_hmac_key.get_secret_value().encode()
+
+    @property
     def required_redis_url(self) -> str:
         """The broker's URL. Raises ServersMissing."""
         return _required(self.redis_url, "REDIS_URL", self.data_dir)

@@ -186,14 +186,8 @@ def _judge(
             trial = next_trial(
                 cuts, champion_cut=champion.data_cut, cut=run.job.as_of, gates=run.config.gates
             )
-        decision = decide(
-            challenger.evaluation,
-            comparison,
-            challenger.drift.test_score,
-            run.config.gates,
-            trial=trial,
-            probes=_probes(challenger, fitted, raw, seed=run.config.fit.seed),
-        )
+        probes = _probes(challenger, fitted, raw, seed=run.config.fit.seed)
+        decision = _decision(challenger, comparison, trial, probes, run.config.gates)
         counts["rows"] = challenger.evaluation.rows
     return Judged(
         challenger=challenger,
@@ -203,6 +197,18 @@ def _judge(
         sources={series.symbol: series.source for series in stored},
         fit_reused=reused,
         left_out=left_out,
+    )
+
+
+def _decision(
+    challenger: Challenger,
+    comparison: Comparison,
+    trial: Trial | None,
+    probes: tuple[GateResult, ...],
+    gates: GateConfig,
+) -> Decision:
+    return decide(
+        challenger.evaluation, comparison, challenger.drift_score, gates, trial=trial, probes=probes
     )
 
 

@@ -155,7 +155,6 @@ def _record_evaluations(
 
 def _settle(session: Session, run: Run, judged: Judged, row: registry.ModelRow) -> str:
     """Take the candidate where the decision says, each step with an audit row; the job's result in a word."""
-    secret = run.resources.settings.audit_hmac_key
     step: _Step = {
         "now": run.resources.clock.now(),
         "actor": ACTOR,
@@ -164,7 +163,7 @@ def _settle(session: Session, run: Run, judged: Judged, row: registry.ModelRow) 
             "reason": run.job.reason,
             "requested_by": run.job.requested_by,
         },
-        "hmac_key": None if secret is None else secret.get_secret_value().encode(),
+        "hmac_key": run.resources.settings.audit_key,
     }
     if not judged.decision.promote:
         registry.move(session, row.id, "rejected", why="; ".join(judged.decision.reasons), **step)

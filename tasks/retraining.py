@@ -115,7 +115,6 @@ def action_json(action: DriftAction) -> dict[str, Any]:
 def record_begin(
     session: Session, settings: Settings, action: DriftAction, *, actor: str, why: str, now: datetime
 ) -> None:
-    secret = settings.audit_hmac_key
     audit.append(
         session,
         action="drift_action",
@@ -131,5 +130,5 @@ def record_begin(
             "due_at": action.due_at and action.due_at.isoformat(),
         },
         now=now,
-        hmac_key=None if secret is None else secret.get_secret_value().encode(),
+        hmac_key=settings.audit_key,
     )

@@ -110,7 +110,7 @@ def _review_champion(
     event: dict[str, Any] = {"model_key": str(key), "model_version": champion.version, **test.to_json()}
     if earlier:
         why += f"; it was rolled back on {earlier[0].at:%Y-%m-%d %H:%M} UTC already"
-        keys.freeze(session, key, now=now, actor=ACTOR, why=why, hmac_key=_signing_key(settings))
+        keys.freeze(session, key, now=now, actor=ACTOR, why=why, hmac_key=settings.audit_key)
         log.error("key_frozen", **event)
         done.frozen.append(str(key))
         return False
@@ -122,7 +122,7 @@ def _review_champion(
         actor=ACTOR,
         why=why,
         details={"test": test.to_json(), "block_days": block / timedelta(days=1)},
-        hmac_key=_signing_key(settings),
+        hmac_key=settings.audit_key,
     )
     log.error("champion_rolled_back", to_version=before.version, **event)
     done.rolled_back.append(str(key))
@@ -164,7 +164,7 @@ def _review_candidate(
         decision = decision.held("the key is frozen: its champion is changed by people only")
     candidates.record(session, row, champion, decision, now=now)
     why, details = "; ".join(decision.reasons), {"decision": decision.to_json(), "numbers": decision.numbers}
-    hmac_key = _signing_key(settings)
+    hmac_key = settings.audit_key
     if decision.promote:
         registry.promote(session, row.id, now=now, actor=ACTOR, why=why, details=details, hmac_key=hmac_key)
     else:
@@ -174,8 +174,3 @@ def _review_candidate(
     (done.promoted if decision.promote else done.rejected).append(str(key))
     log.info("shadow_decided", model_key=str(key), model_version=row.version, **decision.to_json())
     return decision.promote
-
-
-def _signing_key(settings: Settings) -> bytes | None:
-    secret = settings.audit_hmac_key
-    return None if secret is None else secret.get_secret_value().encode()

@@ -6,7 +6,7 @@ import base64
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -20,7 +20,7 @@ from ml.artifact import Predictor
 from ml.confidence import confidence_from
 from ml.dataset import ROW_FEATURE_NAMES
 from ml.errors import ArtifactCorrupt
-from ml.inference import Judgement, Limits, judge
+from ml.inference import Judgement, judge
 from ml.keys import interval_duration
 from ml.patterns import pattern_mask
 from tasks.base import Resources, Task
@@ -71,13 +71,9 @@ def score_due(resources: Resources) -> Scored:
     until = time.monotonic() + SECONDS
     with resources.transaction() as session:
         pairs = registry.in_shadow(session, now=now, shadow_days=settings.shadow_days)
-    limits = Limits(
-        max_model_age=timedelta(days=settings.max_model_age_days),
-        max_out_of_distribution=settings.max_out_of_distribution,
-    )
     done = Scored()
     for row, champion in pairs:
-        _score(resources, _Shadow(row, champion), limits, done, until)
+        _score(resources, _Shadow(row, champion), settings.max_out_of_distribution, done, until)
     if done.rows or done.unreadable:
         log.info("shadows_scored", **asdict(done))
     return done
@@ -95,7 +91,9 @@ class _Shadow:
         self.since = since
 
 
-def _score(resources: Resources, shadow: _Shadow, limits: Limits, done: Scored, until: float) -> None:
+def _score(
+    resources: Resources, shadow: _Shadow, most_out_of_distribution: float, done: Scored, until: float
+) -> None:
     """Everything that one model is still to be asked; nothing is read of a model that is not."""
     predictor: Predictor | None = None
     after: tuple[datetime, UUID] | None = None
@@ -117,7 +115,7 @@ def _score(resources: Resources, shadow: _Shadow, limits: Limits, done: Scored, 
                     done.unreadable += 1
                     return
             if predictor is not None:
-                records = _records(shadow.row, predictor, fitting, limits)
+                records = _records(shadow.row, predictor, fitting, most_out_of_distribution)
                 done.rows += predictions.write(session, records)
         done.skipped += len(batch) - len(fitting)
         if len(batch) < BATCH:
@@ -139,14 +137,14 @@ def _load(session: Session, row: registry.ModelRow) -> Predictor | None:
 
 
 def _records(
-    row: registry.ModelRow, predictor: Predictor, batch: Sequence[predictions.Prediction], limits: Limits
+    row: registry.ModelRow, predictor: Predictor, batch: Sequence[predictions.Prediction], most: float
 ) -> list[dict[str, Any]]:
     """Rows of ``ml_performance_tracking``, one for each champion's row."""
     if not batch:
         return []
     features = np.stack([np.frombuffer(one.features or b"", "<f4") for one in batch]).astype(np.float32)
     judged = judge(predictor, features)
-    return [_record(row, predictor, one, judged, index, limits) for index, one in enumerate(batch)]
+    return [_record(row, predictor, one, judged, index, most) for index, one in enumerate(batch)]
 
 
 def _record(
@@ -155,11 +153,11 @@ def _record(
     of: predictions.Prediction,
     judged: Judgement,
     index: int,
-    limits: Limits,
+    most: float,
 ) -> dict[str, Any]:
     """What the model would have said, had it been the champion: as ``ml.inference.answer`` has it."""
     model = predictor.model
-    reason = _abstain_reason(predictor, of, float(judged.out_of_distribution[index]), limits)
+    reason = _abstain_reason(predictor, of, float(judged.out_of_distribution[index]), most)
     decision = "abstain" if reason else "accept" if judged.accept[index] else "reject"
     own = of.pattern_confidence
     if own is None:
@@ -187,11 +185,9 @@ def _record(
 
 
 def _abstain_reason(
-    predictor: Predictor, of: predictions.Prediction, out_of_distribution: float, limits: Limits
+    predictor: Predictor, of: predictions.Prediction, out_of_distribution: float, most: float
 ) -> str | None:
-    model = predictor.model
-    if of.regime in model.unfit_regimes:
+    """As for a champion, but for its age: whether the older model was the better one is what is asked."""
+    if of.regime in predictor.model.unfit_regimes:
         return "fallback_unfit"
-    if of.as_of - model.as_of > limits.max_model_age:
-        return "model_too_old"
-    return "out_of_distribution" if out_of_distribution > limits.max_out_of_distribution else None
+    return "out_of_distribution" if out_of_distribution > most else None

@@ -1,4 +1,4 @@
-"""Who acts at the command line, for the audit log, and what signs its rows."""
+"""Who acts at the command line, and why, for the audit log."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import os
 
 from ml.errors import InputRejected
 from ml.keys import check_note
-from runtime.settings import Settings
 
-__all__ = ["audit_key", "check_reason", "cli_actor"]
+__all__ = ["check_reason", "cli_actor"]
 
 
 def cli_actor() -> str:
@@ -18,12 +17,6 @@ def cli_actor() -> str:
         return f"cli:{getpass.getuser()}"
     except (KeyError, OSError):  # Python before 3.13 raises KeyError
         return f"cli:uid {os.getuid()}"
-
-
-def audit_key(settings: Settings) -> bytes | None:
-    """Signs and checks the audit log's rows; None where none is set."""
-    secret = settings.audit_hmac_key
-    return None if secret is None else secret.get_secret_value().encode()
 
 
 def check_reason(reason: str) -> str:

@@ -130,9 +130,10 @@ def outcome_text(job: TrainingJob, model: ModelRow | None) -> str:
     if model is not None:
         if model.decision.get("promote"):
             edge = "" if has_edge(model) else ", no edge"
-            return f"version {model.version} promoted, AUC {estimate_text(model.metrics.get('auc'))}{edge}"
+            fate = "in shadow" if outcome.get("result") == "shadow" else "promoted"
+            return f"version {model.version} {fate}, AUC {estimate_text(model.metrics.get('auc'))}{edge}"
         failed = [gate["name"] for gate in model.decision.get("gates", ()) if not gate["passed"]]
-        return f"version {model.version} rejected by {', '.join(failed)}"
+        return f"version {model.version} rejected by {', '.join(failed) or 'its frozen key'}"
     if job.superseded_by is not None:
         return f"job {job.superseded_by[:8]} trains this key"
     named = outcome.get("refused") or outcome.get("error") or outcome.get("reason")

@@ -19,7 +19,6 @@ from db import audit as log
 from db.session import transaction
 from ml.errors import AuditChainBroken, InputRejected
 from runtime.settings import load_settings
-from worker.actor import audit_key
 from worker.database import command_engine
 from worker.tables import console, table
 
@@ -70,7 +69,7 @@ def verify(expected: str | None, as_json: bool) -> None:
     """
     settings = load_settings()
     head = None if expected is None else parse_head(expected)
-    key = audit_key(settings)
+    key = settings.audit_key
     with command_engine(settings) as engine, transaction(engine) as session:
         # One moment of the database: a promotion meanwhile is in both the log and the registry, or in none.
         session.connection(execution_options={"isolation_level": "REPEATABLE READ"})

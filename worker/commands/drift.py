@@ -17,7 +17,7 @@ from ml.alarms import SeverityLimits
 from ml.errors import ConfigRejected, InputRejected, KeyRejected
 from ml.keys import ModelKey, check_symbol
 from runtime.settings import Settings, load_settings
-from worker.actor import audit_key, check_reason, cli_actor
+from worker.actor import check_reason, cli_actor
 from worker.clock import make_clock
 from worker.database import command_engine
 from worker.drift_checking import Checked, send_checks
@@ -341,7 +341,7 @@ def _set_limits(
         now=now,
         actor=cli_actor(),
         why=check_reason(reason),
-        hmac_key=audit_key(settings),
+        hmac_key=settings.audit_key,
     )
 
 

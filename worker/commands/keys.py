@@ -15,7 +15,7 @@ from db.session import transaction
 from ml.errors import BrokerUnavailable, ExchangeUnavailable, ServersMissing
 from ml.keys import MODEL_REGIMES, ModelKey, check_symbol, interval_duration
 from runtime.settings import Settings, load_settings
-from worker.actor import audit_key, check_reason, cli_actor
+from worker.actor import check_reason, cli_actor
 from worker.clock import make_clock
 from worker.database import command_engine
 from worker.key_schedule import crons
@@ -83,7 +83,7 @@ def add(symbol: str, interval: str | None, cron: str | None, as_json: bool) -> N
                 interval,
                 now=make_clock(settings).now(),
                 actor=cli_actor(),
-                hmac_key=audit_key(settings),
+                hmac_key=settings.audit_key,
             )
     scheduled = _add_entries(schedule, entries, settings, (symbol, interval), chosen)
     if as_json:
@@ -150,7 +150,7 @@ def _say(
     settings = load_settings()
     of = ModelKey(symbol, interval or settings.default_interval, regime)
     why = check_reason(reason)
-    now, actor, signed_by = make_clock(settings).now(), cli_actor(), audit_key(settings)
+    now, actor, signed_by = make_clock(settings).now(), cli_actor(), settings.audit_key
     with command_engine(settings) as engine, transaction(engine) as session:
         change = keys.freeze if freezing else keys.thaw
         changed = change(session, of, now=now, actor=actor, why=why, hmac_key=signed_by)

@@ -12,7 +12,7 @@ import click
 from ml.errors import BrokerUnavailable, InputRejected, ServersMissing
 from ml.keys import ModelKey
 from runtime.settings import Settings, load_settings
-from worker.actor import audit_key, check_reason, cli_actor
+from worker.actor import check_reason, cli_actor
 from worker.clock import make_clock
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _write(
         actor=actor,
         why=reason,
         details={},
-        hmac_key=audit_key(settings),
+        hmac_key=settings.audit_key,
         action=action,
     )
     (entry,) = audit.recent(session, 1, subject=str(key))
