@@ -247,7 +247,9 @@ def _slices(comparison: Comparison, alpha: float) -> GateResult:
         ],
     }
     value = min(adjusted)
-    detail = f"none of {len(adjusted)} patterns is clearly worse than {whom} (p {value:.2g}, {alpha:.2g} is)"
+    detail = (
+        f"none of {len(adjusted)} patterns is clearly worse than {whom} (p {value:.2g}, {alpha:.2g} would be)"
+    )
     if worse:
         named = ", ".join(
             f"{one.pattern} (Brier {one.challenger_brier:.4f} against {one.baseline_brier:.4f}, "

@@ -18,7 +18,7 @@ from ml.errors import ArtifactCorrupt, KeyRejected, RetryLater, TrainingRefused
 from ml.live_weights import ServedConfidence
 from ml.noise import clean
 from ml.probes import answers, no_look_ahead
-from ml.promotion import GateResult, decide, next_trial
+from ml.promotion import GateResult, Trial, decide, next_trial
 from ml.rows import SignalRows
 from ml.training import Challenger, FittedBooster, fit_key, pool_rows
 from tasks.promotion import Judged, save_challenger
@@ -174,20 +174,21 @@ def _judge(
         with run.resources.transaction() as session:
             champion = registry.champion(session, run.key)
             incumbent = None if champion is None else _incumbent(session, champion, challenger)
-            cuts = registry.trials(session, run.key, since=None)
+            trial = None if champion is None or incumbent is None else _trial(session, run, champion)
             stored = [
                 series
                 for series in candles.series(session)
                 if series.interval == run.key.interval and series.symbol in fitted.symbols
             ]
         comparison = compare(challenger, incumbent, run.config)
-        trial = None
-        if champion is not None and incumbent is not None:
-            trial = next_trial(
-                cuts, champion_cut=champion.data_cut, cut=run.job.as_of, gates=run.config.gates
-            )
-        probes = _probes(challenger, fitted, raw, seed=run.config.fit.seed)
-        decision = _decision(challenger, comparison, trial, probes, run.config.gates)
+        decision = decide(
+            challenger.evaluation,
+            comparison,
+            challenger.drift.test_score,
+            run.config.gates,
+            trial=trial,
+            probes=_probes(challenger, fitted, raw, seed=run.config.fit.seed),
+        )
         counts["rows"] = challenger.evaluation.rows
     return Judged(
         challenger=challenger,
@@ -200,16 +201,10 @@ def _judge(
     )
 
 
-def _decision(
-    challenger: Challenger,
-    comparison: Comparison,
-    trial: Trial | None,
-    probes: tuple[GateResult, ...],
-    gates: GateConfig,
-) -> Decision:
-    return decide(
-        challenger.evaluation, comparison, challenger.drift_score, gates, trial=trial, probes=probes
-    )
+def _trial(session: Session, run: Run, champion: registry.ModelRow) -> Trial:
+    """What this training may spend: every model of the key counts, whatever became of it."""
+    cuts = registry.trials(session, run.key, since=None)
+    return next_trial(cuts, champion_cut=champion.data_cut, cut=run.job.as_of, gates=run.config.gates)
 
 
 def _probes(

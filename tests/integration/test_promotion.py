@@ -9,12 +9,13 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from db import audit, evaluations, keys, references, registry
+from db import audit, evaluations, jobs, keys, references, registry
 from db.models import AuditEntry, EvaluationRow, ModelRow
 from db.session import transaction
 from ml.dataset import ROW_FEATURE_NAMES, label_signals
 from tasks.base import Resources
 from tests.trained import CHAMPIONS, CUT, TRAINING, resources_of, train
+from worker.tables import outcome_text
 
 pytestmark = pytest.mark.drift
 
@@ -59,6 +60,8 @@ def test_with_a_shadow_phase_a_challenger_that_passes_answers_in_shadow_first(re
         entry = audit.recent(session, 1)[0]
         assert (entry.action, entry.subject) == ("shadow", str(KEY))
         assert entry.why == "every gate passed; 50 matured outcomes or 7 days in shadow are asked for"
+        (job,) = jobs.recent(session, 1)
+        assert outcome_text(job, row).startswith("version 2 in shadow, AUC 0.")
         assert audit.names_artifact(session, subject=str(KEY), model_id=row.id, sha256=row.artifact_sha256)
 
 
@@ -106,6 +109,7 @@ def test_a_frozen_key_keeps_its_champion_and_says_by_whom(resources: Resources) 
         row = registry.get(session, KEY, 2)
         assert row is not None
         assert (row.decision["promote"], row.decision["reasons"]) == (False, [reason])
+        assert outcome_text(jobs.recent(session, 1)[0], row) == "version 2 rejected by its frozen key"
         judged = evaluations.recent(session, KEY, 5)
         assert [one.promote for one in judged if one.model_id == row.id] == [False]
         assert audit.recent(session, 1)[0].why == reason
