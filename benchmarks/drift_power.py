@@ -15,7 +15,7 @@ from ml.config import DriftConfig
 from ml.drift import Reference, make_reference
 from ml.drift_check import alarm_level, check_features
 from ml.drift_null import FeatureNull, feature_null
-from ml.drift_simulation import DAYS_PER_MONTH, SimulatedChecks, draw_days, simulate_checks
+from ml.drift_simulation import DAYS_PER_MONTH, SimulatedTime, draw_days
 from ml.rows import SignalRows
 
 __all__ = ["RETRAINED", "AlarmRate", "Learned", "alarm_rate", "shifted_windows", "smallest_shift"]
@@ -47,22 +47,31 @@ class Learned:
         null = feature_null(rows.features, rows.close_time, importance, reference, config, seed=seed)
         return cls(rows=rows, importance=importance, reference=reference, null=null, config=config)
 
-    def severity(self, current: NDArray[np.float32]) -> str:
-        """Of a check of these features (m, F), at the default limits and the configured budget."""
-        check = check_features(
-            self.reference,
-            self.null,
-            current,
-            LIMITS,
-            budget_per_month=self.config.false_retrainings_per_month,
-        )
-        return severity_of(check.score, LIMITS)
+    def score(self, current: NDArray[np.float32]) -> float:
+        """Of a check of these features (m, F), at the configured budget."""
+        budget = self.config.false_retrainings_per_month
+        return check_features(self.reference, self.null, current, LIMITS, budget_per_month=budget).score
 
-    def scores(self, checks: SimulatedChecks) -> NDArray[np.float64]:
-        """(k,) the score of each simulated check."""
+    def severity(self, current: NDArray[np.float32]) -> str:
+        """Of the same check, at the default limits."""
+        return severity_of(self.score(current), LIMITS)
+
+    def months_without_drift(
+        self, *, block_days: float, months: float, seed: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(k,) scores of simulated checks and (k,) their days, with all that may be alarms."""
+        time = SimulatedTime(
+            self.rows.features,
+            self.rows.close_time,
+            self.reference,
+            months=months,
+            window_rows=self.config.window_rows,
+            block_days=block_days,
+            seed=seed,
+        )
         level = alarm_level("features", self.null, self.config.false_retrainings_per_month)
-        statistic = self.null.excess.statistic(checks.ks, checks.psi)
-        return np.array([drift_score(value, level) for value in statistic.tolist()])
+        statistic, day = time.follow(self.null.excess.of)
+        return np.array([drift_score(value, level) for value in statistic.tolist()]), day
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,18 +94,9 @@ class AlarmRate:
 
 def alarm_rate(learned: Learned, *, block_days: float, months: float, seed: int) -> AlarmRate:
     """Simulate time without drift, other than the null's own by its seed and its blocks, and count."""
-    checks = simulate_checks(
-        learned.rows.features,
-        learned.rows.close_time,
-        learned.reference,
-        months=months,
-        window_rows=learned.config.window_rows,
-        block_days=block_days,
-        seed=seed,
-    )
-    over = learned.scores(checks) > BUDGET_SCORE
-    span = float(checks.day[-1] - checks.day[0])
-    count = triggered(over, checks.day, learned.config.cooldown_days)
+    scores, day = learned.months_without_drift(block_days=block_days, months=months, seed=seed)
+    span = float(day[-1] - day[0])
+    count = triggered(scores > BUDGET_SCORE, day, cooldown_days=learned.config.cooldown_days)
     return AlarmRate(count=count, months=span / DAYS_PER_MONTH)
 
 

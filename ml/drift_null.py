@@ -15,7 +15,7 @@ importance is in units of what the features that varied have together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ml.alarms import AlarmLevels, alarm_levels, strictest
 from ml.config import DriftConfig
 from ml.drift import FeatureReference, Reference
-from ml.drift_simulation import SimulatedChecks, simulate_checks
+from ml.drift_simulation import SimulatedChecks, SimulatedTime
 
 __all__ = ["Excess", "FeatureNull", "Scale", "feature_null"]
 
@@ -84,6 +84,10 @@ class Excess:
         """(...) the weighted sum."""
         statistic: Floats = self.by_feature(ks, psi) @ np.array(self.weight)
         return statistic
+
+    def of(self, checks: SimulatedChecks) -> Floats:
+        """(k,) the statistic of simulated checks."""
+        return self.statistic(checks.ks, checks.psi)
 
     def extremeness(self, ks: Floats, psi: Floats) -> Floats:
         """(..., F) as ``by_feature``, but below 0 for what is ordinary."""
@@ -175,7 +179,7 @@ def feature_null(
         ValueError: rows out of order, or no time between them.
     """
     years = [
-        simulate_checks(
+        SimulatedTime(
             features,
             close_time,
             reference,
@@ -186,33 +190,32 @@ def feature_null(
         )
         for number, ratio in enumerate(BLOCK_RATIOS)
     ]
-    excess = _excess(years, importance, reference, config.window_rows)
-    statistic = [excess.statistic(checks.ks, checks.psi) for checks in years]
-    extreme = [excess.extremeness(checks.ks, checks.psi).max(axis=1) for checks in years]
-    levels = [
-        alarm_levels(values, checks.day, cooldown_days=config.cooldown_days)
-        for values, checks in zip(statistic, years, strict=True)
-    ]
+    coarse = SimulatedChecks(
+        ks=np.concatenate([year.coarse.ks for year in years]),
+        psi=np.concatenate([year.coarse.psi for year in years]),
+        day=np.concatenate([year.coarse.day for year in years]),
+    )
+    excess = _excess(coarse, importance, reference, config.window_rows)
+    paths = [year.follow(excess.of) for year in years]
+    levels = [alarm_levels(*path, cooldown_days=config.cooldown_days) for path in paths]
     return FeatureNull(
         names=tuple(feature.name for feature in reference.features),
         window_rows=config.window_rows,
         excess=excess,
         levels=strictest(levels),
-        excess_quantiles=_quantiles(np.concatenate(statistic)),
-        extreme_quantiles=_quantiles(np.concatenate(extreme)),
+        excess_quantiles=_quantiles(excess.of(coarse)),
+        extreme_quantiles=_quantiles(excess.extremeness(coarse.ks, coarse.psi).max(axis=1)),
     )
 
 
-def _excess(
-    years: Sequence[SimulatedChecks], importance: Floats, reference: Reference, window_rows: int
-) -> Excess:
+def _excess(checks: SimulatedChecks, importance: Floats, reference: Reference, window_rows: int) -> Excess:
     varied = np.array([_varied(feature) for feature in reference.features])
     used = float(importance[varied].sum())
     least = 1 / window_rows
     return Excess(
         weight=tuple((importance / used if used > 0 else 0 * importance).tolist()),
-        ks=Scale.of(np.concatenate([checks.ks for checks in years]), least=least),
-        psi=Scale.of(np.concatenate([checks.psi for checks in years]), least=least),
+        ks=Scale.of(checks.ks, least=least),
+        psi=Scale.of(checks.psi, least=least),
     )
 
 

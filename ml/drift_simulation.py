@@ -7,6 +7,7 @@ as often, and as alike, as they did.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,16 +17,18 @@ from numpy.typing import NDArray
 
 from ml.drift import PSI_FLOOR, FeatureReference, Reference
 
-__all__ = ["SimulatedChecks", "draw_days", "simulate_checks"]
+__all__ = ["SimulatedChecks", "SimulatedTime", "draw_days"]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Counts = NDArray[np.int64]
 
 DAYS_PER_MONTH: Final = 30.44
-MAX_CHECKS: Final = 10_000
-"""Then a check is made every second row, every third ... A window's statistic has short peaks: checks every
-tenth row of 250 found a quarter fewer alarms than checks every row, every fifth a seventh fewer."""
+CHECKS_PER_WINDOW: Final = 25
+COARSE_CHECKS: Final = 5_000
+FINE_ROWS: Final = 50_000
+"""Of a busier simulation every second row is looked at, every third ..."""
+PEAK_QUANTILE: Final = 0.85
 MIN_BLOCKS: Final = 4
 """A block is shortened until the rows hold so many: of one block every life would be the same."""
 BATCH_CELLS: Final = 64_000
@@ -70,17 +73,8 @@ def draw_days(
     return place % len(at), day
 
 
-def simulate_checks(
-    features: NDArray[np.float32],
-    close_time: NDArray[np.datetime64],
-    reference: Reference,
-    *,
-    months: float,
-    window_rows: int,
-    block_days: float,
-    seed: int,
-) -> SimulatedChecks:
-    """Check the newest ``window_rows`` with each row that comes (see ``MAX_CHECKS``), for ``months``.
+class SimulatedTime:
+    """Months without drift, of which any moment can be checked.
 
     Fewer rows than a window are enough to draw from: a window then holds some of them twice.
 
@@ -96,23 +90,68 @@ def simulate_checks(
     Raises:
         ValueError: rows out of order, fewer than two, or no time between them.
     """
-    at = (close_time - close_time[:1]) / np.timedelta64(1, "D")
-    if len(at) < 2 or at[-1] <= 0 or (np.diff(at) < 0).any():
-        raise ValueError("a simulation needs rows sorted by close_time, over some span of time")
-    warm_up = 2 * window_rows * at[-1] / len(at) + block_days
-    rows, day = draw_days(
-        at,
-        days=months * DAYS_PER_MONTH + warm_up,
-        block_days=block_days,
-        generator=np.random.default_rng(seed),
-    )
-    ends = np.arange(window_rows, len(rows) + 1, max(1, -(-len(rows) // MAX_CHECKS)))
-    ks, psi = np.empty((2, len(ends), len(reference.features)))
-    for column, feature in enumerate(reference.features):
-        values = features[:, column]
-        ks[:, column] = _ks(feature.sample, values, rows, ends, window_rows)
-        psi[:, column] = _psi(feature, values, rows, ends, window_rows)
-    return SimulatedChecks(ks=ks, psi=psi, day=day[ends - 1])
+
+    def __init__(
+        self,
+        features: NDArray[np.float32],
+        close_time: NDArray[np.datetime64],
+        reference: Reference,
+        *,
+        months: float,
+        window_rows: int,
+        block_days: float,
+        seed: int,
+    ) -> None:
+        at = (close_time - close_time[:1]) / np.timedelta64(1, "D")
+        if len(at) < 2 or at[-1] <= 0 or (np.diff(at) < 0).any():
+            raise ValueError("a simulation needs rows sorted by close_time, over some span of time")
+        warm_up = 2 * window_rows * at[-1] / len(at) + block_days
+        self._rows, self._day = draw_days(
+            at,
+            days=months * DAYS_PER_MONTH + warm_up,
+            block_days=block_days,
+            generator=np.random.default_rng(seed),
+        )
+        self._features, self._reference, self._window = features, reference, window_rows
+        step = max(window_rows // CHECKS_PER_WINDOW, len(self._rows) // COARSE_CHECKS, 1)
+        self._coarse = self.ends(step)
+        self.coarse = self.checks(self._coarse)
+        """Checks at even steps: what statistics are like at any time."""
+
+    def ends(self, step: int = 1) -> Rows:
+        """How many rows there have been at the moments of checks: at each ``step``-th row."""
+        return np.arange(self._window, len(self._rows) + 1, step)
+
+    def checks(self, ends: Rows) -> SimulatedChecks:
+        """Check the newest ``window_rows`` at each of these moments (k,), ascending."""
+        ks, psi = np.empty((2, len(ends), len(self._reference.features)))
+        for column, feature in enumerate(self._reference.features):
+            values = self._features[:, column]
+            ks[:, column] = _ks(feature.sample, values, self._rows, ends, self._window)
+            psi[:, column] = _psi(feature, values, self._rows, ends, self._window)
+        return SimulatedChecks(ks=ks, psi=psi, day=self._day[ends - 1])
+
+    def follow(self, statistic: Callable[[SimulatedChecks], Floats]) -> tuple[Floats, Floats]:
+        """The statistic over time, with every check that may be an alarm.
+
+        Peaks are short: checks at every tenth row of 250 find a quarter fewer alarms than checks with each
+        row that comes, as production makes them. So between two coarse checks of which one is high
+        (``PEAK_QUANTILE``), it is checked with each row.
+
+        Returns:
+            (k,) statistic and (k,) day, ascending.
+        """
+        found = statistic(self.coarse)
+        high = found >= np.quantile(found, PEAK_QUANTILE)
+        near = np.append((high[:-1] | high[1:]), False)
+        step = -(-len(self._rows) // FINE_ROWS)
+        fine = self.ends(step)
+        fine = fine[near[np.searchsorted(self._coarse, fine, side="right") - 1]]
+        fine = np.setdiff1d(fine, self._coarse)
+        closer = self.checks(fine)
+        order = np.argsort(np.concatenate([self._coarse, fine]))
+        values = np.concatenate([found, statistic(closer)])
+        return values[order], np.concatenate([self.coarse.day, closer.day])[order]
 
 
 def _ks(sample: NDArray[np.float32], values: NDArray[np.float32], rows: Rows, ends: Rows, n: int) -> Floats:
@@ -122,18 +161,18 @@ def _ks(sample: NDArray[np.float32], values: NDArray[np.float32], rows: Rows, en
     """
     m = len(sample)
     unit = np.dtype(np.int32 if m * n < 2**31 else np.int64)
-    step = int(ends[1] - ends[0]) if len(ends) > 1 else 1
     upto: Counts = np.searchsorted(sample, values, side="right").astype(unit)
     below: Counts = np.searchsorted(sample, values, side="left").astype(unit)
     # Where no value is twice in the sample, both counts are halves of their sum, and one sort does for both.
     distinct = bool((upto - below).max() <= 1)
-    series = [(upto + below)[rows]] if distinct else [upto[rows], below[rows]]
+    kept = [upto + below] if distinct else [upto, below]
+    series = [sliding_window_view(counts[rows], n) for counts in kept]
     own: Counts = np.arange(0, (n + 1) * m, m, dtype=unit)
     found = np.empty(len(ends))
     batch = max(1, BATCH_CELLS // n)
     for start in range(0, len(ends), batch):
-        taken = slice(start * step, (start + batch) * step, step)
-        ordered = [np.sort(sliding_window_view(counts, n)[taken], axis=1) for counts in series]
+        taken = ends[start : start + batch] - n
+        ordered = [np.sort(windows[taken], axis=1) for windows in series]
         over = (ordered[0] + 1) >> 1 if distinct else ordered[0]
         under = ordered[0] >> 1 if distinct else ordered[1]
         over *= n

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks.drift_power import RETRAINED, Learned, alarm_rate, shifted_windows, smallest_shift
-from ml.alarms import BUDGET_SHARES
+from ml.alarms import BUDGET_SHARES, triggered
 from ml.config import DriftConfig
 from ml.drift import compare, make_reference
 from ml.drift_null import FeatureNull, feature_null
-from ml.drift_simulation import draw_days, simulate_checks
+from ml.drift_simulation import SimulatedTime, draw_days
 from ml.keys import ModelKey
 from tests.real_rows import KEYS, trained_rows
 
@@ -64,7 +64,8 @@ def test_a_simulated_check_is_the_check_of_its_window() -> None:
     features, time = own.trained.features, own.trained.close_time
     reference = own.reference()
 
-    checks = simulate_checks(features, time, reference, months=2, window_rows=200, block_days=14.0, seed=3)
+    simulated = SimulatedTime(features, time, reference, months=2, window_rows=200, block_days=14.0, seed=3)
+    checks = simulated.checks(simulated.ends())
 
     at = (time - time[0]) / np.timedelta64(1, "D")
     days = 2 * 30.44 + 2 * 200 * at[-1] / len(at) + 14.0
@@ -75,6 +76,29 @@ def test_a_simulated_check_is_the_check_of_its_window() -> None:
         assert checks.ks[number] == pytest.approx(ks, abs=1e-12)
         assert checks.psi[number] == pytest.approx(psi, abs=1e-12)
         assert checks.day[number] == day[number + 199]
+
+
+def test_following_a_statistic_finds_the_alarms_of_every_rows_check() -> None:
+    key = learned(KEYS[1])
+    time = SimulatedTime(
+        key.rows.features,
+        key.rows.close_time,
+        key.reference,
+        months=36,
+        window_rows=250,
+        block_days=14.0,
+        seed=OTHER_SEED,
+    )
+    level = key.null.levels.at(0.5)
+
+    statistic, day = time.follow(key.null.excess.of)
+
+    every = time.checks(time.ends())
+    alarms = triggered(key.null.excess.of(every) > level, every.day, cooldown_days=7)
+    coarse = triggered(key.null.excess.of(time.coarse) > level, time.coarse.day, cooldown_days=7)
+    assert (np.diff(day) >= 0).all()
+    assert coarse <= alarms and len(statistic) < len(every.day) / 2
+    assert triggered(statistic > level, day, cooldown_days=7) == pytest.approx(alarms, abs=1)
 
 
 def test_blocks_keep_the_order_and_the_time_between_rows() -> None:
@@ -112,7 +136,7 @@ def test_the_same_seed_gives_the_same_null_and_json_gives_it_back() -> None:
 
 def test_p_values_of_no_drift_checks_are_uniform() -> None:
     own, null = trained_rows(KEYS[0]), learned(KEYS[0]).null
-    checks = simulate_checks(
+    checks = SimulatedTime(
         own.trained.features,
         own.trained.close_time,
         own.reference(),
@@ -120,9 +144,9 @@ def test_p_values_of_no_drift_checks_are_uniform() -> None:
         window_rows=CONFIG.window_rows,
         block_days=CONFIG.block_days,
         seed=OTHER_SEED,
-    )
+    ).coarse
 
-    statistic = null.excess.statistic(checks.ks, checks.psi)
+    statistic = null.excess.of(checks)
     extreme = null.excess.extremeness(checks.ks, checks.psi).max(axis=1)
 
     for alpha in (0.05, 0.2, 0.5):
