@@ -7,7 +7,7 @@ anew is found by the HMAC, where a key is set, or by a head exported earlier.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from db.audit_chain import GENESIS, Break, Head, Verified, entry_json, examine, row_hash, sign
 from db.base import Json
 from db.locks import lock
-from db.models import AuditEntry, ModelRow
+from db.models import AuditEntry, KeyRow, ModelRow
 from ml.errors import AuditChainBroken
 
 __all__ = [
@@ -126,7 +126,8 @@ def verify(
 
     Args:
         session: the caller's.
-        hmac_key: checks the rows' signatures as well; after the first signed row every row must be.
+        hmac_key: checks the rows' signatures as well: at least one row must be signed, and after the first
+            signed row every row.
         expected: a head exported earlier, which must be in the chain.
         on_row: called with the number of rows walked so far.
 
@@ -140,27 +141,72 @@ def verify(
 
 
 def contradictions(session: Session) -> list[str]:
-    """Keys whose champion is not the one that the log's newest decision made, a sentence each.
+    """Where the registry is not as the log's newest decisions left it, a sentence each.
 
-    Either the registry was changed by hand, or rows were cut off the log's end.
+    Of each key: its champion, the bytes that this is made of, and whether it is frozen. Either the registry
+    was changed by hand, or rows were cut off the log's end.
     """
-    decided = {
-        subject: (id_, details.get("model_id"), details.get("version"))
-        for subject, id_, details in session.execute(
-            sa.select(AuditEntry.subject, AuditEntry.id, AuditEntry.details)
-            .where(AuditEntry.action.in_(CHAMPION_ACTIONS))
-            .ext(distinct_on(AuditEntry.subject))
-            .order_by(AuditEntry.subject, AuditEntry.id.desc())
-        )
-    }
+    return [*_other_champions(session), *_other_freezes(session)]
+
+
+def _other_champions(session: Session) -> list[str]:
+    decided = _newest(session, CHAMPION_ACTIONS)
     serving = {
         str(row.key): row for row in session.scalars(sa.select(ModelRow).where(ModelRow.state == "champion"))
     }
     found = []
     for subject in sorted(decided.keys() | serving.keys()):
-        row, (id_, model_id, version) = serving.get(subject), decided.get(subject, (None, None, None))
-        if (None if row is None else row.id) != model_id:
+        row, entry = serving.get(subject), decided.get(subject)
+        details = {} if entry is None else entry.details
+        if (None if row is None else row.id) != details.get("model_id"):
             has = "has no champion" if row is None else f"has version {row.version} as champion"
-            says = "knows of none" if id_ is None else f"says version {version} (row {id_})"
+            says = (
+                "knows of none" if entry is None else f"says version {details.get('version')} ({_at(entry)})"
+            )
             found.append(f"{subject}: the registry {has}, the audit log {says}")
+        elif row is not None and entry is not None:
+            found += [
+                f"{subject}: version {row.version} has the {name} {getattr(row, name)} in the registry, the "
+                f"audit log says {details[name]} ({_at(entry)})"
+                for name in ("artifact_sha256", "booster_sha256")
+                if details.get(name, getattr(row, name)) != getattr(row, name)
+            ]
     return found
+
+
+def _other_freezes(session: Session) -> list[str]:
+    decided = _newest(session, ("freeze", "thaw"))
+    frozen = {
+        str(row.key): row.frozen_at
+        for row in session.scalars(sa.select(KeyRow).where(KeyRow.frozen_at.is_not(None)))
+    }
+    found = []
+    for subject in sorted(decided.keys() | frozen.keys()):
+        since, entry = frozen.get(subject), decided.get(subject)
+        if since != (entry.at if entry is not None and entry.action == "freeze" else None):
+            is_so = "is not frozen" if since is None else f"is frozen since {_time(since)}"
+            says = "knows of no freeze"
+            if entry is not None:
+                word = "frozen" if entry.action == "freeze" else "thawed"
+                says = f"says it was {word} at {_time(entry.at)} ({_at(entry)})"
+            found.append(f"{subject}: the key {is_so}, the audit log {says}")
+    return found
+
+
+def _newest(session: Session, actions: Sequence[str]) -> dict[str, AuditEntry]:
+    """Each subject's newest row of these actions."""
+    query = (
+        sa.select(AuditEntry)
+        .where(AuditEntry.action.in_(actions))
+        .ext(distinct_on(AuditEntry.subject))
+        .order_by(AuditEntry.subject, AuditEntry.id.desc())
+    )
+    return {row.subject: row for row in session.scalars(query.execution_options(populate_existing=True))}
+
+
+def _at(entry: AuditEntry) -> str:
+    return f"row {entry.id}"
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

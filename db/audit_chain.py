@@ -27,6 +27,13 @@ IDS_TRIED = 1000
 STORED_DETAILS = sa.cast(AuditEntry.details, sa.Text).label("stored_details")
 """PostgreSQL's own text of the JSON, which is what was hashed."""
 
+NO_SIGNATURE = (
+    "is the newest, and no row is signed with this key: signed rows were removed or written anew, or the key "
+    "was set after the newest row. If it was, the next change is signed and ends this; until then verify "
+    "without the key"
+)
+"""Of a log without any signature, where there is a key."""
+
 Fault = Literal["gap", "link", "content", "unsigned", "signature", "head"]
 
 
@@ -46,6 +53,8 @@ class Verified:
     signed: int
     """Rows whose signature was checked."""
     head: Head
+    signed_from: int | None = None
+    """The first of them: what stands before it is vouched for by its signature alone."""
     unchecked: int = 0
     """Signed rows whose signature was not checked, for want of a key."""
 
@@ -119,7 +128,8 @@ def examine(
 
     Args:
         session: the caller's.
-        hmac_key: checks the rows' signatures as well; after the first signed row every row must be.
+        hmac_key: checks the rows' signatures as well: at least one row must be signed, and after the first
+            signed row every row.
         expected: a head exported earlier, which must be in the chain.
         on_row: called with the number of rows walked so far.
 
@@ -128,12 +138,13 @@ def examine(
     """
     before, rows, signed, unchecked, more = Head(0, GENESIS), 0, 0, 0, 0
     first: _Faulty | None = None
+    signed_from: int | None = None
     for row, details in _read(session):
         faults = _faults(row, details, before, expected)
         if hmac_key is None:
             unchecked += row.hmac is not None
         elif row.hmac is not None or signed:
-            signed += 1
+            signed, signed_from = signed + 1, signed_from or row.id
             faults |= _signature_faults(row, hmac_key)
         if faults and first is None:
             first = _Faulty(row, details, before, frozenset(faults))
@@ -142,13 +153,16 @@ def examine(
         before, rows = Head(row.id, row.hash), rows + 1
         if on_row is not None:
             on_row(rows)
-    verified = Verified(rows=rows, signed=signed, head=before, unchecked=unchecked)
+    verified = Verified(rows=rows, signed=signed, head=before, signed_from=signed_from, unchecked=unchecked)
     if first is not None:
         return verified, _diagnose(session, first, more, expected)
     if expected is not None and expected.id > before.id:
         missing = _missing(before.id + 1, expected.id)
         problem = f"{missing}: it once reached {expected.id}"
         return verified, Break(id=before.id + 1, problems=(problem,), holds=None, more=0)
+    if hmac_key is not None and rows and not signed:
+        newest = session.scalars(_plain_row(AuditEntry.id == before.id)).one()
+        return verified, Break(id=before.id, problems=(NO_SIGNATURE,), holds=entry_json(newest), more=0)
     return verified, None
 
 

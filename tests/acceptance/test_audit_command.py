@@ -10,8 +10,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from db import audit
+from db import keys
 from db.session import transaction
+from ml.keys import ModelKey
 from tests.predicting import NOW
 from tests.processes import CommandResult
 from tests.trained import CHAMPIONS
@@ -30,10 +31,8 @@ def by_hand(engine: Engine, statement: str) -> None:
 
 def sign_one(engine: Engine, key: bytes) -> None:
     with transaction(engine) as session:
-        audit.append(
-            session, action="freeze", actor="cli:ada", subject="BTCUSDT 1h all", why="to look at it",
-            details={}, now=NOW, hmac_key=key,
-        )  # fmt: skip
+        of = ModelKey("BTCUSDT", "1h", "all")
+        keys.freeze(session, of, now=NOW, actor="cli:ada", why="to look at it", hmac_key=key)
 
 
 def test_listing_says_who_what_and_why_newest_first(run_main: Cli, trained_engine: Engine) -> None:
@@ -65,7 +64,7 @@ def test_log_in_order_is_verified_against_an_exported_head(
         done = run_main("audit", "verify", "--head", str(tmp_path / name))
         assert done.exit_code == 0, done.stderr
         assert done.stdout.splitlines() == [
-            "4 rows are in order, and every champion is the one that they name.",
+            "4 rows are in order; every champion and every frozen key is as they say.",
             "The head exported at row 4 is in it.",
             f"Head: {kept['head'].strip()}",
         ]
@@ -80,12 +79,22 @@ def test_signatures_are_checked_where_a_key_is_set(cli: Cli, trained_engine: Eng
     without = cli("audit", "verify")
     assert "Signed rows not checked: 1; ALPHAPLUS_AUDIT_HMAC_KEY is not set." in without.stdout
     right = cli("audit", "verify", ALPHAPLUS_AUDIT_HMAC_KEY="0123456789abcdef")
-    assert (right.exit_code, "Signatures checked: 1." in right.stdout) == (0, True)
+    assert (right.exit_code, "Signatures checked: 1, from row 5 on." in right.stdout) == (0, True)
     wrong = cli("audit", "verify", ALPHAPLUS_AUDIT_HMAC_KEY="another key of 16")
     assert wrong.exit_code == 3
     assert "row 5 of the audit log (freeze BTCUSDT 1h all) is not signed with this key" in " ".join(
         wrong.stderr.split()
     )
+
+
+def test_log_without_a_signature_does_not_pass_with_a_key_and_says_how_to_go_on(
+    cli: Cli, trained_engine: Engine
+) -> None:
+    found = cli("audit", "verify", ALPHAPLUS_AUDIT_HMAC_KEY="0123456789abcdef")
+    assert found.exit_code == 3
+    told = " ".join(found.stderr.split())
+    assert "is the newest, and no row is signed with this key" in told
+    assert "verify without the key" in told
 
 
 def test_changed_row_is_named_and_shown_with_exit_code_3(run_main: Cli, trained_engine: Engine) -> None:

@@ -64,8 +64,10 @@ def verify(expected: str | None, as_json: bool) -> None:
     """Walk the whole log and find any change made by hand, down to the row. Exit code 3 where there is one.
 
     Rows cut off the end, or all of them, are found by a head that was exported earlier, or by a champion
-    that the log does not know. A log that was made anew to its end is found by the head, and by the rows'
-    signatures where ALPHAPLUS_AUDIT_HMAC_KEY is set.
+    (its version, its bytes) or a frozen key that the log does not know. A log that was made anew to its end
+    is found by the head, and by the rows' signatures where ALPHAPLUS_AUDIT_HMAC_KEY is set: then a log
+    without a signed row is a break, too. If the key was set only now, make the next change first, or verify
+    without the key.
     """
     settings = load_settings()
     head = None if expected is None else parse_head(expected)
@@ -180,9 +182,9 @@ def _row_table(row: dict[str, Any]) -> Table:
 
 def _print_verified(verified: log.Verified, head: log.Head | None) -> None:
     rows = "1 row is" if verified.rows == 1 else f"{verified.rows:,} rows are"
-    click.echo(f"{rows} in order, and every champion is the one that they name.")
+    click.echo(f"{rows} in order; every champion and every frozen key is as they say.")
     if verified.signed:
-        click.echo(f"Signatures checked: {verified.signed:,}.")
+        click.echo(f"Signatures checked: {verified.signed:,}, from row {verified.signed_from} on.")
     if verified.unchecked:
         click.echo(f"Signed rows not checked: {verified.unchecked:,}; ALPHAPLUS_AUDIT_HMAC_KEY is not set.")
     if head is not None:

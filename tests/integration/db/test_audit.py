@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from db import audit, references, registry
+from db import audit, keys, references, registry
 from db.audit_chain import row_hash
 from db.session import transaction
 from ml.errors import AuditChainBroken
+from ml.keys import ModelKey
 from tests.integration.db.rows import add_model, race, reference
 
 pytestmark = pytest.mark.database
@@ -299,6 +300,59 @@ def test_champion_that_the_log_does_not_know_is_found(engine: Engine) -> None:
         ]
 
 
+def test_champion_whose_bytes_were_changed_in_the_registry_is_found(
+    engine: Engine, subtests: pytest.Subtests
+) -> None:
+    with transaction(engine) as session:
+        rows = [add_model(session) for _ in range(2)]
+        references.save(session, rows[0].id, reference())
+        registry.promote(session, rows[0].id, now=NOW, actor="test", why="better", details={})
+        names = [{"artifact": row.artifact_sha256, "booster": row.booster_sha256} for row in rows]
+    for part, sha256 in names[1].items():
+        with (
+            subtests.test(part),
+            tampered(
+                engine,
+                "DELETE FROM ml_models WHERE state = 'candidate'",
+                f"UPDATE ml_models SET {part}_sha256 = '{sha256}' WHERE state = 'champion'",
+            ) as session,
+        ):
+            assert audit.verify(session).rows == 1
+            assert audit.contradictions(session) == [
+                f"{KEY_NAME}: version 1 has the {part}_sha256 {sha256} in the registry, the audit log says "
+                f"{names[0][part]} (row 1)"
+            ]
+
+
+def test_key_frozen_or_thawed_by_hand_is_found(engine: Engine) -> None:
+    of = ModelKey("BTCUSDT", "1h", "trending")
+
+    def say(change: Callable[..., bool]) -> None:
+        with transaction(engine) as session:
+            assert change(session, of, now=NOW, actor="cli:ana", why="a test")
+            assert audit.contradictions(session) == []
+
+    def told(statement: str) -> str:
+        with tampered(engine, statement) as session:
+            (sentence,) = audit.contradictions(session)
+            return sentence
+
+    by_hand = "UPDATE ml_keys SET frozen_at = {}, frozen_by = 'x', frozen_why = 'y'"
+    off = "UPDATE ml_keys SET frozen_at = NULL, frozen_by = NULL, frozen_why = NULL"
+    said, moment = "the audit log says it was", "2019-10-17 03:04:05 UTC"
+    say(keys.freeze)
+    assert told(off) == f"{KEY_NAME}: the key is not frozen, {said} frozen at {moment} (row 1)"
+    assert told(by_hand.format("'2019-01-01Z'")) == (
+        f"{KEY_NAME}: the key is frozen since 2019-01-01 00:00:00 UTC, {said} frozen at {moment} (row 1)"
+    )
+    assert told("TRUNCATE ml_audit_log").endswith(
+        f"is frozen since {moment}, the audit log knows of no freeze"
+    )
+    say(keys.thaw)
+    since = by_hand.format("'2019-10-17 03:04:05.678901Z'")
+    assert told(since) == f"{KEY_NAME}: the key is frozen since {moment}, {said} thawed at {moment} (row 2)"
+
+
 def test_rows_are_listed_by_subject_and_action(engine: Engine) -> None:
     with transaction(engine) as session:
         for action, subject in (
@@ -368,3 +422,28 @@ def test_unsigned_row_after_signed_ones_is_found(engine: Engine) -> None:
     append(engine)
     with pytest.raises(AuditChainBroken, match=r"row 2 .* not signed"):
         verify(engine, KEY)
+
+
+def test_log_whose_signatures_were_all_taken_off_does_not_pass_with_the_key(engine: Engine) -> None:
+    for number in range(1, 4):
+        append(engine, f"reason {number}", hmac_key=KEY)
+    with tampered(engine, "UPDATE ml_audit_log SET actor = 'someone', hmac = NULL") as session:
+        for id_ in (1, 2, 3):
+            make_hash_anew(session, id_)
+        assert audit.verify(session).rows == 3
+        verified, broken = audit.examine(session, KEY)
+        assert broken is not None
+        assert (broken.id, broken.holds and broken.holds["why"], broken.more) == (3, "reason 3", 0)
+        assert "no row is signed with this key" in str(broken)
+        assert (verified.signed, verified.signed_from) == (0, None)
+
+
+def test_key_that_was_set_after_the_newest_row_holds_from_the_next_one_on(engine: Engine) -> None:
+    assert verify(engine, KEY).rows == 0  # of nothing nothing is signed
+    append(engine)
+    with pytest.raises(AuditChainBroken, match="the key was set after the newest row"):
+        verify(engine, KEY)
+    append(engine, hmac_key=KEY)
+    append(engine, hmac_key=KEY)
+    found = verify(engine, KEY)
+    assert (found.rows, found.signed, found.signed_from) == (3, 2, 2)

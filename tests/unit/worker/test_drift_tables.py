@@ -318,7 +318,7 @@ def test_whether_any_retraining_paid_may_be_unknown() -> None:
 
 
 def test_checks_of_many_keys_are_listed_loudest_first_and_say_why_one_was_not_made() -> None:
-    reports = [
+    reports: list[dict[str, Any]] = [
         {"key": str(KEY), "state": "too_few_rows", "detail": "12 signals, at least 200 are needed"},
         {
             "key": "ETHUSDT 1h all",
