@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from ml.artifact import Predictor, load_booster
+from ml.artifact import Model, Predictor, load_booster, to_bytes
 from ml.candles import Candles
 from ml.config import TrainingConfig
 from ml.dataset import ROW_FEATURE_NAMES, Market, label_signals, read_market, row_features
@@ -185,6 +185,20 @@ def test_confidences_that_are_no_probabilities_do_not_pass(
     for value in (np.nan, 0.0, 1.0, np.inf):
         monkeypatch.setattr(Predictor, "confidence", lambda _, rows, value=value: np.full(len(rows), value))
         assert not answers(challenger.predictor, fitted.ubjson, challenger.test, seed=1).passed
+
+
+def test_a_threshold_that_is_stored_as_another_does_not_pass(
+    challenger: Challenger, fitted: FittedBooster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same confidences, but not the same answers."""
+    median = float(np.median(challenger.predictor.confidence(challenger.test.features)))
+
+    def stored(model: Model) -> bytes:
+        return to_bytes(replace(model, threshold=replace(model.threshold, value=median)))
+
+    monkeypatch.setattr("ml.probes.to_bytes", stored)
+
+    assert not answers(challenger.predictor, fitted.ubjson, challenger.test, seed=1).passed
 
 
 def test_no_row_fails_for_want_of_data(challenger: Challenger, fitted: FittedBooster) -> None:
