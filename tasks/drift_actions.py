@@ -91,9 +91,11 @@ def act(
         due_at=now if critical else _due_at(slot, now),
     )
     assert action is not None  # the lock is held, and none is open
+    # Before the audit row: its lock is the last to be taken, and begin may put the action off.
+    retraining = begin(session, resources, action, now) if critical else None
     why = f"{alarm.severity} drift, alert {alarm.alert_id}"
     record_begin(session, resources.settings, action, actor="tasks.check_drift", why=why, now=now)
-    return action, begin(session, resources, action, now) if critical else None
+    return action, retraining
 
 
 def _due_at(slot: datetime | None, now: datetime) -> datetime:

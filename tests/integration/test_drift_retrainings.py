@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 
@@ -14,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from db import audit, jobs
 from db.drift_actions import NO_ALERT
+from db.locks import lock
 from ml.errors import InputRejected
 from tasks.drift_actions import act, retrain_now
 from tasks.retraining import send
@@ -127,6 +130,41 @@ def test_an_alert_whose_transaction_fails_leaves_neither_action_nor_job(system: 
     with pytest.raises(sa.exc.DataError), system.resources.transaction() as session:
         fails(session)
     assert (system.actions(), system.jobs()) == ([], [])
+
+
+def test_an_alert_takes_the_audit_logs_lock_last_so_that_nobody_waits_in_a_ring(system: System) -> None:
+    """Somebody else holds the budget, and writes to the audit log before it lets go."""
+    alarm = system.alert("critical")
+
+    def alert() -> object:
+        with system.resources.transaction() as session:
+            return act(session, system.resources, alarm, slot=None, now=system.now)[1]
+
+    with ThreadPoolExecutor(1) as threads, system.resources.transaction() as session:
+        lock(session, "drift-budget")
+        waiting = threads.submit(alert)
+        waits = sa.text(
+            "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database "
+            "WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted"
+        )
+        while session.scalar(waits) == 0:
+            time.sleep(0.01)
+        audit.append(session, action="threshold", actor="a", subject="*", why="b", details={}, now=system.now)
+    assert waiting.result() is not None
+
+
+def test_the_audit_row_of_an_alert_says_when_its_retraining_is_really_due(database_url: str) -> None:
+    system = System(database_url, drift_retrainings_per_day=1)
+    system.champion(ETH)
+    system.act("critical", key=ETH)
+    system.clock.moment += HOUR
+    action, none = system.act("critical")
+    assert none is None
+    with system.resources.transaction() as session:
+        entry = audit.recent(session, 1)[0]
+    assert entry.subject == str(KEY)
+    assert entry.details["due_at"] == (system.now + 23 * HOUR).isoformat()
+    assert action.due_at == system.now + 23 * HOUR
 
 
 def test_an_operator_retrains_a_key_by_hand_in_spite_of_cooldown_and_budget(
