@@ -180,7 +180,7 @@ def _better(comparison: Comparison, trial: Trial | None, gates: GateConfig) -> G
     if f1 is None or auc is None or brier is None:
         return _no_data(name, what, alpha)
     ways = {}
-    if new.f1.value >= old.f1.value * (1 + gates.rel_improvement_f1):
+    if new.f1.value >= old.f1.value * (1 + gates.rel_improvement_f1) and _knows_no_less(gains):
         ways["f1"] = f1
     if new.f1.value >= old.f1.value - gates.max_f1_loss:
         ways["skill"] = max(auc, brier)
@@ -200,6 +200,11 @@ def _better(comparison: Comparison, trial: Trial | None, gates: GateConfig) -> G
     return GateResult(name, value, alpha, bool(ways) and alpha > 0 and value <= alpha, detail, data)
 
 
+def _knows_no_less(gains: Gains) -> bool:
+    """Neither AUC nor Brier score is worse: F1 alone rises by saying yes more often."""
+    return all(gain.value is not None and gain.value >= 0 for gain in (gains.auc, gains.brier))
+
+
 def _better_detail(
     new: Evaluation,
     old: Evaluation,
@@ -216,7 +221,7 @@ def _better_detail(
     )
     asked = f"trial {trial.number} may spend {trial.alpha:.2g}"
     if not ways:
-        return f"{gained}: neither F1 up enough, nor kept while Brier and AUC gain; {asked}"
+        return f"{gained}: neither F1 up enough with Brier and AUC kept, nor kept while they gain; {asked}"
     return f"{gained}: p {value:.2g} of two ways, {asked}"
 
 

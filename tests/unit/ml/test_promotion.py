@@ -201,6 +201,19 @@ def test_the_gain_is_sure_by_f1_or_by_brier_and_auc_together(
     assert (decision.promote, gate.passed) == (promoted, promoted)
 
 
+@pytest.mark.parametrize("worse", ["auc", "brier"])
+def test_more_f1_does_not_make_up_for_less_skill(worse: str) -> None:
+    compared = against(replace(PASSING, f1=sure(0.5)), f1=0.001)
+    assert compared.gains is not None
+    assert decided(comparison=compared, trial=FIRST).promote
+
+    gains = replace(compared.gains, **{worse: difference(-0.0001, 0.5)})
+    decision = decided(comparison=replace(compared, gains=gains), trial=FIRST)
+
+    assert not decision.promote
+    assert "neither F1 up enough with Brier and AUC kept" in decision.reasons[0]
+
+
 def test_a_decision_carries_the_numbers_of_its_trial() -> None:
     trial = Trial(number=4, alpha=0.04, accrued_days=36.0)
     champion = replace(PASSING, f1=sure(0.6), brier=sure(0.245), auc=sure(0.55))
