@@ -29,6 +29,7 @@ __all__ = [
     "attach_job",
     "begun_since",
     "close_action",
+    "follow_job",
     "get_action",
     "job_of_key",
     "note",
@@ -129,10 +130,24 @@ def actions(
     return session.scalars(query).all()
 
 
-def attach_job(session: Session, action: DriftAction, *, job_id: str, now: datetime, adopted: bool) -> None:
+def attach_job(
+    session: Session,
+    action: DriftAction,
+    *,
+    job_id: str,
+    now: datetime,
+    adopted: bool,
+    by_hand: bool = False,
+) -> None:
     """The retraining has begun: its own job, or one that trains the key anyway."""
     action.job_id, action.due_at = job_id, now
-    note(session, action, {"adopted": adopted, "waits": None})
+    note(session, action, {"adopted": adopted, "by_hand": by_hand or None, "waits": None})
+
+
+def follow_job(session: Session, action: DriftAction, job_id: str) -> None:
+    """Another job did the work of the action's own: drift began none."""
+    action.job_id = job_id
+    note(session, action, {"adopted": True})
 
 
 def put_off(session: Session, action: DriftAction, *, until: datetime, why: str) -> None:
@@ -171,7 +186,10 @@ def snoozed_until(session: Session, key: ModelKey, now: datetime) -> datetime | 
 
 
 def begun_since(session: Session, since: datetime) -> list[datetime]:
-    """When each retraining of drift's own began, of all keys, after ``since``; ascending."""
+    """When each retraining of drift's own began, of all keys, after ``since``; ascending.
+
+    A job that trained the key anyway is none of them, nor is one that somebody began by hand.
+    """
     query = (
         sa.select(DriftAction.due_at)
         .where(
@@ -179,6 +197,7 @@ def begun_since(session: Session, since: datetime) -> list[datetime]:
             DriftAction.job_id.is_not(None),
             DriftAction.due_at > since,
             DriftAction.outcome["adopted"].as_boolean().is_not(True),
+            DriftAction.outcome["by_hand"].as_boolean().is_not(True),
         )
         .order_by(DriftAction.due_at)
     )

@@ -32,6 +32,8 @@ __all__ = ["ACTED_ON", "Alarm", "act", "retrain_now", "run_drift_actions", "run_
 
 ACTED_ON: Final = ("high", "critical")
 """Severities that start something."""
+AFTER_SLOT: Final = timedelta(minutes=2)
+"""By then beat's own job of the slot is there, and is waited for instead of training twice."""
 FAILED_AGAIN_AFTER: Final = timedelta(days=1)
 """A failed training says nothing of the market: it is tried again before a cooldown, but not hourly."""
 
@@ -99,9 +101,9 @@ def act(
 
 
 def _due_at(slot: datetime | None, now: datetime) -> datetime:
-    """The slot if it is within 24 hours, else then. A replay's clock is as far from it as the wall's."""
-    wait = DAY if slot is None else slot - WallClock().now()
-    return now + (wait if timedelta(0) < wait <= DAY else DAY)
+    """Just after the slot if that is within 24 hours, else then; a replay's clock is as far off as the wall's."""
+    wait = None if slot is None else slot - WallClock().now()
+    return now + (DAY if wait is None or not timedelta(0) < wait <= DAY else wait + AFTER_SLOT)
 
 
 @shared_task(base=Task, bind=True, name="tasks.run_drift_actions", ignore_result=True)
@@ -194,8 +196,7 @@ def _job_of(session: Session, action: DriftAction) -> TrainingJob:
         assert follower is not None
         job = follower
     if job.id != action.job_id:
-        action.job_id = job.id
-        session.flush()
+        drift_actions.follow_job(session, action, job.id)
     return job
 
 

@@ -40,7 +40,10 @@ class Retraining:
 def begin(
     session: Session, resources: Resources, action: DriftAction, now: datetime, *, by_hand: bool = False
 ) -> Retraining | None:
-    """Train now: by a job that trains the key anyway, or by a new one; later where the budget is spent."""
+    """Train now: by a job that trains the key anyway, or by a new one; later where the budget is spent.
+
+    What is begun ``by_hand`` neither waits for the budget nor takes from it.
+    """
     if adopt(session, action, now, ended=not by_hand):
         return None
     # All keys' budget is counted by one at a time.
@@ -61,10 +64,11 @@ def begin(
         requested_by="an operator" if action.alert_id == NO_ALERT else f"alert {action.alert_id}",
         as_of=data_cut(now, hour=resources.settings.data_cut_hour),
     )
-    drift_actions.attach_job(session, action, job_id=job_id, now=now, adopted=False)
+    drift_actions.attach_job(session, action, job_id=job_id, now=now, adopted=False, by_hand=by_hand)
     job = jobs.get(session, job_id)
     assert job is not None
-    return Retraining(job, low_priority=action.action == "schedule_retraining")
+    # What somebody waits for comes first, though it was scheduled before.
+    return Retraining(job, low_priority=action.action == "schedule_retraining" and not by_hand)
 
 
 def adopt(session: Session, action: DriftAction, now: datetime, *, ended: bool = True) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import redis
 from sqlalchemy.orm import Session
 
-from db import candles, drift, drift_actions, jobs, references, registry
+from db import candles, drift, drift_actions, jobs, registry
 from db.drift_actions import DriftAction
 from db.models import TrainingJob
 from ml.alarms import DriftCheck, SeverityLimits, severity_of
@@ -20,7 +20,7 @@ from ml.keys import ModelKey
 from tasks.base import Resources
 from tasks.drift_actions import Alarm, act, run_due
 from tasks.retraining import Retraining
-from tests.integration.db.rows import AS_OF, KEY, add_model, reference
+from tests.integration.db.rows import AS_OF, KEY, add_model, save_drift
 from tests.real_candles import real_candles
 from tests.trained import FixedClock, resources_of
 
@@ -48,7 +48,7 @@ class System:
     def champion(self, key: ModelKey = KEY) -> int:
         with self.resources.transaction() as session:
             row = add_model(session, key)
-            references.save(session, row.id, reference())
+            save_drift(session, row.id)
             registry.promote(session, row.id, now=self.now, actor="test", why="test", details={})
             return row.id
 
@@ -125,9 +125,14 @@ def write_drifted(session: Session, start: datetime, *, ranges: float, volume: f
 
 def sent(redis_url: str, queue: str = "celery") -> list[tuple[str, list[Any]]]:
     """(task id, arguments) of the messages of a queue, oldest first."""
-    with redis.Redis.from_url(redis_url) as server:
-        messages = [json.loads(raw) for raw in server.lrange(queue, 0, -1)][::-1]
+    messages = raw(redis_url, queue)
     return [(one["headers"]["id"], json.loads(base64.b64decode(one["body"]))[0]) for one in messages]
+
+
+def raw(redis_url: str, queue: str = "celery") -> list[dict[str, Any]]:
+    """Messages of a queue as they lie there, oldest first; one of another priority lies elsewhere."""
+    with redis.Redis.from_url(redis_url) as server:
+        return [json.loads(message) for message in server.lrange(queue, 0, -1)][::-1]
 
 
 REJECTED: dict[str, Any] = {

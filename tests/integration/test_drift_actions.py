@@ -50,7 +50,16 @@ def test_a_high_alert_is_scheduled_for_the_keys_slot_as_far_off_as_by_the_wall(s
     assert retraining is None
     assert system.jobs() == []
     assert (action.action, action.state, action.job_id) == ("schedule_retraining", "open", None)
-    assert action.due_at == pytest.approx(system.now + 5 * HOUR, abs=timedelta(minutes=1))
+    due_at = system.now + 5 * HOUR + timedelta(minutes=2)
+    assert action.due_at == pytest.approx(due_at, abs=timedelta(minutes=1))
+
+
+def test_the_job_that_beat_sends_at_the_slot_is_there_before_the_action_is_due(system: System) -> None:
+    system.act("high", slot=WallClock().now() + 5 * HOUR)
+    system.alert("high", kind="accuracy")
+    assert system.run(hours=5, seconds=30) == ({}, [])
+    system.enqueue("beat's")
+    assert system.run(minutes=2) == ({"adopted": [str(KEY)]}, [])
 
 
 @pytest.mark.parametrize("hours", [None, -1, 25], ids=["no slot", "a slot that is past", "a slot too late"])
@@ -197,6 +206,7 @@ def test_the_job_that_did_a_superseded_ones_work_gives_the_outcome(system: Syste
     assert system.run()[0] == {"closed": [str(KEY)]}
     (action,) = system.actions()
     assert (action.job_id, action.outcome and action.outcome["version"]) == ("another", 5)
+    assert action.outcome["adopted"]
 
 
 @pytest.mark.parametrize(

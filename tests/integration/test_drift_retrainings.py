@@ -21,7 +21,7 @@ from ml.errors import InputRejected
 from tasks.drift_actions import act, retrain_now
 from tasks.retraining import send
 from tests.integration.db.rows import KEY
-from tests.integration.drifting import BNB, DAY, ETH, HOUR, REJECTED, System, sent
+from tests.integration.drifting import BNB, DAY, ETH, HOUR, REJECTED, System, raw, sent
 
 pytestmark = pytest.mark.drift
 
@@ -73,6 +73,28 @@ def test_jobs_that_ran_anyway_do_not_count_in_the_budget(database_url: str) -> N
     system.champion(ETH)
     system.enqueue("beat's")
     system.act("critical")
+    _, retraining = system.act("critical", key=ETH)
+    assert retraining is not None
+
+
+def test_what_is_begun_by_hand_takes_nothing_from_the_budget(database_url: str, sender: Celery) -> None:
+    system = System(database_url, drift_retrainings_per_day=1)
+    system.champion(ETH)
+    retrain_now(system.resources, KEY, actor="cli:ana", reason="new fees", app=sender)
+    assert system.actions()[0].outcome == {"adopted": False, "by_hand": True}
+    _, retraining = system.act("critical", key=ETH)
+    assert retraining is not None
+
+
+def test_a_job_that_was_superseded_by_another_takes_nothing_from_the_budget(database_url: str) -> None:
+    system = System(database_url, drift_retrainings_per_day=1)
+    system.champion(ETH)
+    _, first = system.act("critical")
+    assert first is not None
+    with system.resources.transaction() as session:
+        jobs.enqueue(session, job_id="b", key=KEY, reason="schedule", requested_by="beat", as_of=system.now)
+        jobs.supersede(session, first.job.id, by_job="b")
+    system.run()
     _, retraining = system.act("critical", key=ETH)
     assert retraining is not None
 
@@ -204,6 +226,8 @@ def test_by_hand_a_retraining_that_waits_begins_now_and_one_that_runs_is_left_al
     assert first["action"] == second["action"]
     assert first["action"]["id"] == scheduled.id
     assert len(system.jobs()) == len(system.actions()) == 1
+    (message,) = raw(redis_url)
+    assert message["properties"]["priority"] == 0  # the scheduled action's own would come last
 
 
 def test_by_hand_a_key_that_was_never_checked_is_retrained_too(
