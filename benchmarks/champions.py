@@ -265,7 +265,9 @@ def _promote_copy(session: Session, row: registry.ModelRow, model: Model) -> Non
         metadata={},
     )
     reference = references.load(session, row.id)
-    assert reference is not None
+    calibration = references.load_calibration(session, row.id)
+    assert reference is not None and calibration is not None
     references.save(session, added.id, reference)
+    references.save_calibration(session, added.id, calibration)
     now = datetime.now(UTC)
     registry.promote(session, added.id, now=now, actor=SOURCE, why="a copy", details={})

@@ -18,11 +18,13 @@ from uuid import UUID, uuid4
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from benchmarks.measurement import Measurement
 from db import artifacts, audit, candles, evaluations, jobs, outcomes, predictions, references, registry
+from db.drift_models import DriftNull
 from db.models import ModelRow
 from db.schema import upgrade
 from db.session import create_engine
@@ -296,11 +298,12 @@ def _promote(session: Session) -> None:
     candidate = session.scalar(sa.select(sa.func.max(ModelRow.id)).where(ModelRow.symbol == KEY.symbol))
     assert candidate is not None
     references.save(session, candidate, _small_reference())
+    session.execute(insert(DriftNull).values(model_id=candidate, body={}).on_conflict_do_nothing())
     registry.promote(session, candidate, now=FIRST_OPEN, actor="bench", why="bench", details={})
 
 
 def _small_reference() -> Reference:
-    """Of one feature: a model without any cannot be promoted."""
+    """Of one feature: a model without any, or without a calibration, cannot be promoted."""
     sample, edges = np.zeros(1, dtype=np.float32), np.zeros(0, dtype=np.float32)
     return Reference((FeatureReference("f0", sample, edges, np.ones(1), 1.0),), 1)
 

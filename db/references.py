@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -11,7 +13,7 @@ from db.drift_models import DriftNull, ReferenceFeature
 from ml.drift import CONFIDENCE, FeatureReference, Reference
 from ml.drift_calibration import DriftCalibration
 
-__all__ = ["load", "load_calibration", "save", "save_calibration"]
+__all__ = ["calibrated", "load", "load_calibration", "save", "save_calibration", "stored"]
 
 
 def save(session: Session, model_id: int, reference: Reference) -> None:
@@ -32,6 +34,12 @@ def save(session: Session, model_id: int, reference: Reference) -> None:
     ]
     # One statement: psycopg2 would send a list of parameters row by row.
     session.execute(insert(ReferenceFeature).values(rows).on_conflict_do_nothing())
+
+
+def stored(session: Session, model_id: int) -> bool:
+    """Whether the model has a reference."""
+    query = sa.select(ReferenceFeature.model_id).where(ReferenceFeature.model_id == model_id).limit(1)
+    return session.scalar(query) is not None
 
 
 def load(session: Session, model_id: int) -> Reference | None:
@@ -58,6 +66,12 @@ def load_calibration(session: Session, model_id: int) -> DriftCalibration | None
     """The model's; None where it was trained by a version that made none."""
     found = session.get(DriftNull, model_id)
     return None if found is None else DriftCalibration.from_json(found.body)
+
+
+def calibrated(session: Session, model_ids: Iterable[int]) -> set[int]:
+    """Those of the models whose drift can be checked."""
+    query = sa.select(DriftNull.model_id).where(DriftNull.model_id.in_(list(model_ids)))
+    return set(session.scalars(query))
 
 
 def _feature(row: ReferenceFeature) -> FeatureReference:

@@ -9,9 +9,8 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
-from db import audit
+from db import audit, references
 from db.base import Json
-from db.drift_models import ReferenceFeature
 from db.locks import lock
 from db.models import EvaluationRow, ModelRow
 from ml.errors import InputRejected, KeyRejected
@@ -217,13 +216,14 @@ def promote(
 
     Raises:
         LookupError: no such model.
-        InputRejected: it has no reference, so that its drift could never be seen.
+        InputRejected: its drift could never be seen: it has no reference, or no calibration. By ``force``
+            or a ``rollback`` it needs no calibration; where it has none the audit row says so.
     """
     row = _locked(session, model_id)
     before = _champion_now(session, row.key)
     if before is not None and before.id == row.id:
         return row
-    _require_reference(session, row)
+    calibrated = _require_reference(session, row, action)
     came_from = row.state
     if before is not None:
         before.state, before.archived_at = "archived", now
@@ -239,7 +239,8 @@ def promote(
         "replaces_version": None if before is None else before.version,
         "replaces_id": None if before is None else before.id,
     }
-    _record(session, row, action, now, actor, why, details | replaces, hmac_key)
+    unchecked = {} if calibrated else {"drift_unchecked": True}
+    _record(session, row, action, now, actor, why, details | replaces | unchecked, hmac_key)
     return row
 
 
@@ -352,12 +353,14 @@ def _champion_now(session: Session, key: ModelKey) -> ModelRow | None:
     return session.scalars(query.execution_options(populate_existing=True)).one_or_none()
 
 
-def _require_reference(session: Session, row: ModelRow) -> None:
-    stored = sa.select(ReferenceFeature.model_id).where(ReferenceFeature.model_id == row.id).limit(1)
-    if session.scalar(stored) is None:
-        raise InputRejected(
-            "version", row.version, "a version whose drift reference is stored", "train the key again"
-        )
+def _require_reference(session: Session, row: ModelRow, action: str) -> bool:
+    """Whether its drift can be checked. Raises InputRejected."""
+    hint, calibrated = "train the key again", bool(references.calibrated(session, [row.id]))
+    if not references.stored(session, row.id):
+        raise InputRejected("version", row.version, "a version whose drift reference is stored", hint)
+    if action == "promote" and not calibrated:
+        raise InputRejected("version", row.version, "a version whose drift is calibrated", hint)
+    return calibrated
 
 
 def _version_to_go_back_to(session: Session, key: ModelKey, version: int) -> ModelRow:

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from db import artifacts, audit, keys, references, registry
+from db.drift_models import DriftNull
 from db.models import Artifact
 from db.session import transaction
 from ml.artifact import sha256_hex, to_bytes
@@ -49,8 +50,10 @@ def add(
         metadata={},
     )  # fmt: skip
     reference = references.load(session, champion.id)
-    assert reference is not None
+    calibration = references.load_calibration(session, champion.id)
+    assert reference is not None and calibration is not None
     references.save(session, row.id, reference)
+    references.save_calibration(session, row.id, calibration)
     if to != "candidate":
         registry.move(session, row.id, to, now=NOW, actor="test", why="because", details={})  # type: ignore[arg-type]
     return row.version
@@ -101,6 +104,7 @@ def test_workers_answer_with_what_was_promoted_and_with_what_was_rolled_back_to(
         "actor": actor,
         "reason": "two good weeks",
         "frozen": None,
+        "warnings": [],
         "announced": True,
     }
     assert (row.action, row.actor, row.why, row.subject) == ("promote", actor, "two good weeks", str(key))
@@ -181,6 +185,30 @@ def test_promotion_asks_for_passed_gates_unless_forced(run_main: Cli, trained_en
     assert "`alphaplus rollback --to 1` goes back to it" in " ".join(promote(1).stderr.split())
     with transaction(trained_engine) as session:
         assert [(row.action, row.why) for row in audit.recent(session, 1)] == [("force", "demo")]
+
+
+def test_model_too_old_to_answer_or_without_calibration_is_taken_with_a_warning(
+    cli: Cli, trained_engine: Engine
+) -> None:
+    with transaction(trained_engine) as session:
+        add(session)
+        bare = registry.get(session, KEY, 2)
+        assert bare is not None
+        session.execute(sa.delete(DriftNull).where(DriftNull.model_id == bare.id))
+    command = ("promote", "BTCUSDT", "trending", "--version", "2", "--reason", "test")
+    refused = cli(*command)
+    assert refused.exit_code == 2
+    assert "train the key again" in " ".join(refused.stderr.split())
+    forced = cli(*command, "--force", "--json")
+    assert forced.exit_code == 0, forced.stderr
+    (warning,) = json.loads(forced.stdout)["warnings"]
+    assert warning.startswith("the drift of version 2 cannot be checked")
+    back = cli("rollback", "BTCUSDT", "trending", ALPHAPLUS_MAX_MODEL_AGE_DAYS="0.01")
+    assert back.exit_code == 0
+    told = " ".join(back.stderr.split())
+    assert "Warning: version 1 is" in told
+    assert "over the 0.01 of ALPHAPLUS_MAX_MODEL_AGE_DAYS: it abstains (model_too_old) until" in told
+    assert "drift" not in told
 
 
 NONSENSE = (

@@ -116,8 +116,10 @@ class Weeks:
                 metadata={},
             )
             reference = references.load(session, champion.id)
-            assert reference is not None
+            nulls = references.load_calibration(session, champion.id)
+            assert reference is not None and nulls is not None
             references.save(session, row.id, reference)
+            references.save_calibration(session, row.id, nulls)
             return row
 
     def promote(self, model_id: int, moment: datetime, **options: Any) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -40,6 +41,8 @@ class Change:
     reason: str
     frozen: str | None
     """Why the key is frozen, and by whom; None where it is not."""
+    warnings: tuple[str, ...]
+    """What the new champion will not do."""
 
 
 @click.command()
@@ -55,8 +58,9 @@ def promote(
 ) -> None:
     """Make one version of SYMBOL REGIME its champion.
 
-    Without --force it must be a candidate, or answer in shadow, and have passed every gate. A model whose
-    bytes cannot be read is refused in any case, and nothing is changed.
+    Without --force it must be a candidate, or answer in shadow, have passed every gate, and have a
+    calibration of its drift. A model whose bytes cannot be read is refused in any case, and nothing is
+    changed.
 
     \b
     alphaplus promote BTCUSDT trending --version 3 --reason "two weeks of shadow look good"
@@ -135,6 +139,8 @@ def _change(
         click.echo(
             f"The key stays frozen ({done.frozen}): people may change its champion, the system may not."
         )
+    for warning in done.warnings:
+        click.echo(f"Warning: {warning}.", err=True)
     if not told:
         wait = f"{settings.champion_check_seconds:g} s"
         click.echo(
@@ -158,11 +164,11 @@ def _write(
     stored_model.load(session, row)  # before its new audit row names it: what nobody decided on is refused
     before = registry.champion(session, key)
     from_version = None if before is None else before.version
-    actor = cli_actor()
+    actor, now = cli_actor(), make_clock(settings).now()
     registry.promote(
         session,
         row.id,
-        now=make_clock(settings).now(),
+        now=now,
         actor=actor,
         why=reason,
         details={},
@@ -181,7 +187,24 @@ def _write(
         actor=actor,
         reason=reason,
         frozen=None if frozen is None else f"by {frozen.frozen_by}: {frozen.frozen_why}",
+        warnings=tuple(_warnings(session, settings, row, now)),
     )
+
+
+def _warnings(session: Session, settings: Settings, row: ModelRow, now: datetime) -> Iterator[str]:
+    from db import references
+
+    days = (now - row.as_of) / timedelta(days=1)
+    if days > settings.max_model_age_days:
+        yield (
+            f"version {row.version} is {days:.3g} days old, over the {settings.max_model_age_days:g} of "
+            "ALPHAPLUS_MAX_MODEL_AGE_DAYS: it abstains (model_too_old) until the key is trained again"
+        )
+    if not references.calibrated(session, [row.id]):
+        yield (
+            f"the drift of version {row.version} cannot be checked: it was trained before drift was "
+            "calibrated; train the key again"
+        )
 
 
 def _tell(key: ModelKey) -> bool:

@@ -14,10 +14,12 @@ from uuid import uuid4
 
 import numpy as np
 import pandas as pd
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from db import artifacts, jobs, registry
+from db import artifacts, jobs, references, registry
+from db.drift_models import DriftNull
 from db.session import transaction
 from ml.candles import Candles
 from ml.drift import FeatureReference, Reference
@@ -91,6 +93,12 @@ def enqueue(engine: Engine, key: ModelKey = KEY) -> str:
             session, job_id=job_id, key=key, reason="manual", requested_by="test", as_of=AS_OF
         )
     return job_id
+
+
+def save_drift(session: Session, model_id: int) -> None:
+    """What a promotion asks for: a reference, and a calibration, which nothing here reads."""
+    references.save(session, model_id, reference())
+    session.execute(insert(DriftNull).values(model_id=model_id, body={}).on_conflict_do_nothing())
 
 
 def reference() -> Reference:

@@ -11,12 +11,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from db import audit, keys, references, registry
+from db import audit, keys, registry
 from db.audit_chain import row_hash
 from db.session import transaction
 from ml.errors import AuditChainBroken
 from ml.keys import ModelKey
-from tests.integration.db.rows import add_model, race, reference
+from tests.integration.db.rows import add_model, race, save_drift
 
 pytestmark = pytest.mark.database
 
@@ -282,7 +282,7 @@ def test_champion_that_the_log_does_not_know_is_found(engine: Engine) -> None:
     with transaction(engine) as session:
         first, second = (add_model(session) for _ in range(2))
         for row in (first, second):
-            references.save(session, row.id, reference())
+            save_drift(session, row.id)
             registry.promote(session, row.id, now=NOW, actor="test", why="better", details={})
         assert audit.contradictions(session) == []
     with tampered(engine, "DELETE FROM ml_audit_log WHERE id = 2") as session:
@@ -305,7 +305,7 @@ def test_champion_whose_bytes_were_changed_in_the_registry_is_found(
 ) -> None:
     with transaction(engine) as session:
         rows = [add_model(session) for _ in range(2)]
-        references.save(session, rows[0].id, reference())
+        save_drift(session, rows[0].id)
         registry.promote(session, rows[0].id, now=NOW, actor="test", why="better", details={})
         names = [{"artifact": row.artifact_sha256, "booster": row.booster_sha256} for row in rows]
     for part, sha256 in names[1].items():

@@ -14,14 +14,14 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from db import drift, predictions, references, registry
+from db import drift, predictions, registry
 from db.drift_models import DriftAlert, DriftDetail
 from db.session import transaction
 from ml.alarms import DriftCheck, FeatureDrift, SeverityLimits
 from ml.keys import ModelKey
 from tests.integration.db.prediction_rows import outcome, write
 from tests.integration.db.prediction_rows import record as prediction
-from tests.integration.db.rows import AS_OF, KEY, add_model, race, reference
+from tests.integration.db.rows import AS_OF, KEY, add_model, race, save_drift
 
 pytestmark = pytest.mark.drift
 
@@ -61,7 +61,7 @@ def model(engine: Engine) -> int:
 
 def champion(session: Session, key: ModelKey = KEY) -> int:
     row = add_model(session, key)
-    references.save(session, row.id, reference())
+    save_drift(session, row.id)
     registry.promote(session, row.id, now=AS_OF, actor="test", why="test", details={})
     return row.id
 

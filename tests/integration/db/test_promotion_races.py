@@ -18,7 +18,7 @@ from db import audit, references, registry
 from db.models import ModelRow
 from db.session import transaction
 from ml.errors import InputRejected
-from tests.integration.db.rows import AS_OF, KEY, add_model, race, reference
+from tests.integration.db.rows import AS_OF, KEY, add_model, race, save_drift
 from tests.processes import ROOT
 
 pytestmark = pytest.mark.drift
@@ -29,7 +29,7 @@ ROUNDS = 20
 def add(engine: Engine) -> int:
     with transaction(engine) as session:
         model_id = add_model(session).id
-        references.save(session, model_id, reference())
+        save_drift(session, model_id)
         return model_id
 
 

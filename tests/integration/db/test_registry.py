@@ -13,7 +13,7 @@ from db.models import ModelRow
 from db.session import transaction
 from ml.errors import InputRejected, KeyRejected
 from ml.keys import ModelKey
-from tests.integration.db.rows import AS_OF, KEY, add_model, race, reference
+from tests.integration.db.rows import AS_OF, KEY, add_model, race, reference, save_drift
 
 pytestmark = pytest.mark.database
 
@@ -23,7 +23,7 @@ OTHER = ModelKey("BTCUSDT", "1h", "sideways")
 def add(engine: Engine, key: ModelKey = KEY, body: bytes | None = None) -> int:
     with transaction(engine) as session:
         model_id = add_model(session, key, body=body).id
-        references.save(session, model_id, reference())
+        save_drift(session, model_id)
         return model_id
 
 
@@ -178,6 +178,28 @@ def test_promotion_without_a_reference_is_refused_and_changes_nothing(engine: En
         promote(engine, bare)
     assert states(engine) == {1: "champion", 2: "candidate"}
     assert len(actions(engine)) == 1
+
+
+def test_model_without_a_calibration_is_promoted_only_by_force_or_rollback_and_the_log_says_so(
+    engine: Engine,
+) -> None:
+    promote(engine, add(engine))
+    with transaction(engine) as session:
+        bare = add_model(session).id
+        references.save(session, bare, reference())
+    with pytest.raises(InputRejected, match=r"version: 2 .* calibrated .*train the key again"):
+        promote(engine, bare)
+    assert states(engine) == {1: "champion", 2: "candidate"}
+    by = {"now": AS_OF, "actor": "test", "why": "it must answer", "details": {}}
+    with transaction(engine) as session:
+        registry.promote(session, bare, action="force", **by)  # type: ignore[arg-type]
+    promote(engine, add(engine))
+    assert roll_back(engine) == 2
+    with transaction(engine) as session:
+        found = {(row.action, row.details["version"]): row.details for row in audit.recent(session, 10)}
+    unchecked = {change for change, details in found.items() if details.get("drift_unchecked")}
+    assert unchecked == {("force", 2), ("rollback", 2)}
+    assert len(found) == 4
 
 
 def test_rollback_returns_to_the_champion_before_with_one_audit_row(engine: Engine) -> None:
