@@ -7,8 +7,10 @@ is sent by ``tasks.sweep_jobs``. A key has one open action; after its end the ke
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -26,6 +28,7 @@ from ml.errors import InputRejected
 from ml.keys import ModelKey, check_note
 from runtime.clock import WallClock
 from tasks.base import Resources, Task
+from tasks.one_key import on_its_own
 from tasks.retraining import DAY, Retraining, action_json, adopt, begin, record_begin, send
 
 __all__ = ["ACTED_ON", "Alarm", "act", "retrain_now", "run_drift_actions", "run_due"]
@@ -101,7 +104,7 @@ def act(
 
 
 def _due_at(slot: datetime | None, now: datetime) -> datetime:
-    """Just after the slot if that is within 24 hours, else then; a replay's clock is as far off as the wall's."""
+    """Just after the slot if that is within 24 hours, else then. A replay's clock is as far off."""
     wait = None if slot is None else slot - WallClock().now()
     return now + (DAY if wait is None or not timedelta(0) < wait <= DAY else wait + AFTER_SLOT)
 
@@ -113,37 +116,45 @@ def run_drift_actions(self: Task) -> dict[str, list[str]]:
     Returns:
         As ``run_due``.
     """
-    done, retrainings = run_due(self.resources)
-    for retraining in retrainings:
-        send(self.app, self.resources, retraining)
-    return done
+    return run_due(self.resources, partial(send, self.app, self.resources))
 
 
-def run_due(resources: Resources) -> tuple[dict[str, list[str]], list[Retraining]]:
+def run_due(resources: Resources, tell: Callable[[Retraining], None]) -> dict[str, list[str]]:
     """Take every open action a step on, in a transaction each. A second run finds nothing to do.
 
+    An action that cannot be taken on is logged, and keeps no other from its turn.
+
+    Args:
+        resources: of this process.
+        tell: sends a retraining's message, each after its own commit: what stops a later one delays none.
+
     Returns:
-        The keys by what happened: ``begun``, ``adopted``, ``put_off``, ``closed``, ``cancelled``; and the
-        retrainings to send.
+        The keys by what happened: ``begun``, ``adopted``, ``put_off``, ``closed``, ``cancelled``.
     """
     now = resources.clock.now()
     with resources.transaction() as session:
         waiting = [(action.id, action.key) for action in drift_actions.open_actions(session)]
     done: dict[str, list[str]] = {}
-    retrainings = []
     for action_id, key in waiting:
-        with resources.transaction() as session:
-            lock(session, "drift", str(key))
-            action = drift_actions.get_action(session, action_id)
-            if action is None or action.state != "open":
-                continue
-            step, retraining = _step(session, resources, action, now)
-        if retraining is not None:
-            retrainings.append(retraining)
-        if step is not None:
-            done.setdefault(step, []).append(str(key))
-            log.info("drift_action", model_key=str(key), action_id=action_id, step=step)
-    return done, retrainings
+        with on_its_own("drift_action_failed", key, action_id=action_id):
+            with resources.transaction() as session:
+                step, retraining = _locked_step(session, resources, action_id, key, now)
+            if retraining is not None:
+                tell(retraining)
+            if step is not None:
+                done.setdefault(step, []).append(str(key))
+                log.info("drift_action", model_key=str(key), action_id=action_id, step=step)
+    return done
+
+
+def _locked_step(
+    session: Session, resources: Resources, action_id: int, key: ModelKey, now: datetime
+) -> tuple[str | None, Retraining | None]:
+    lock(session, "drift", str(key))
+    action = drift_actions.get_action(session, action_id)
+    if action is None or action.state != "open":
+        return None, None
+    return _step(session, resources, action, now)
 
 
 def _step(

@@ -82,7 +82,8 @@ class System:
 
     def run(self, **later: float) -> tuple[dict[str, list[str]], list[Retraining]]:
         self.clock.moment += timedelta(**later)
-        return run_due(self.resources)
+        retrainings: list[Retraining] = []
+        return run_due(self.resources, retrainings.append), retrainings
 
     def actions(self, key: ModelKey = KEY) -> list[DriftAction]:
         """Oldest first."""

@@ -9,8 +9,10 @@ import pytest
 
 from db import audit, drift_actions, jobs
 from db.drift_actions import DriftAction
+from ml.errors import StoreUnavailable
 from runtime.clock import WallClock
 from tasks.drift_actions import run_due
+from tasks.retraining import Retraining
 from tests.integration.db.rows import AS_OF, KEY, race
 from tests.integration.drifting import DAY, ETH, HOUR, REJECTED, System
 
@@ -120,12 +122,46 @@ def test_two_runs_at_once_begin_one_job_an_action(system: System) -> None:
         system.act("high", key=key)
     system.clock.moment += DAY
 
-    done = race(*[lambda: run_due(system.resources)] * 3)
+    retrainings: list[Retraining] = []
+    done = race(*[lambda: run_due(system.resources, retrainings.append)] * 3)
 
-    begun = [key for found, _ in done for key in found.get("begun", [])]
+    begun = [key for found in done for key in found.get("begun", [])]
     assert sorted(begun) == sorted([str(KEY), str(ETH)])
-    assert sum(len(retrainings) for _, retrainings in done) == 2
+    assert len(retrainings) == 2
     assert sorted(job.key for job in system.jobs()) == sorted([KEY, ETH])
+
+
+def test_one_action_that_cannot_be_taken_on_keeps_no_other_from_its_turn(system: System) -> None:
+    """Its job's outcome was mended by hand: a promotion names a model."""
+    system.champion(ETH)
+    _, broken = system.act("critical")
+    assert broken is not None
+    system.finish(broken.job.id, result="unchanged", model_state="champion")
+    system.act("high", key=ETH)
+    system.clock.moment += DAY
+
+    done, retrainings = system.run()
+
+    assert done == {"begun": [str(ETH)]}
+    assert [one.job.key for one in retrainings] == [ETH]
+    assert states(system.actions()) == [("retrain_now", "open", None)]
+
+
+def test_each_message_is_sent_after_its_own_commit_whatever_stops_the_next(system: System) -> None:
+    system.champion(ETH)
+    for key in (KEY, ETH):
+        system.act("high", key=key)
+    system.clock.moment += DAY
+    told = []
+
+    def tell(retraining: Retraining) -> None:
+        told.append(retraining.job.id)
+        raise StoreUnavailable("the server went away")
+
+    with pytest.raises(StoreUnavailable):
+        run_due(system.resources, tell)
+    assert told == [job.id for job in system.jobs()]
+    assert len(told) == 1
 
 
 def test_an_alert_that_fell_silent_before_it_was_due_is_cancelled_and_says_so(system: System) -> None:
