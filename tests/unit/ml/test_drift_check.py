@@ -74,6 +74,23 @@ def test_the_statistic_is_the_weighted_excess_and_the_score_holds_it_against_the
     assert strict.score == pytest.approx(check.score / 4, rel=1e-12)
 
 
+def test_fewer_rows_than_the_nulls_are_held_against_it_by_what_chance_makes_of_them(
+    kept: tuple[Reference, FeatureNull],
+) -> None:
+    reference, null = kept
+    current = _rows(200, seed=5) + np.array([0, 1, 0, 0], np.float32)
+
+    check = check_features(reference, null, current, LIMITS, budget_per_month=1.0)
+
+    ks, psi = compare(reference, current)
+    assert check.statistic == pytest.approx(null.excess.statistic(ks * 0.8**0.5, psi * 0.8), rel=1e-12)
+    assert (check.features[0].ks, check.features[0].psi) == (ks[1], psi[1])
+    more = np.concatenate([current, current])
+    assert check_features(reference, null, more, LIMITS, budget_per_month=1.0).statistic == pytest.approx(
+        null.excess.statistic(*compare(reference, more)), rel=1e-12
+    )
+
+
 def test_the_same_market_is_no_drift(kept: tuple[Reference, FeatureNull]) -> None:
     check = check_features(*kept, _rows(250, seed=5), LIMITS, budget_per_month=1.0)
 

@@ -59,6 +59,15 @@ def test_the_smallest_shift_found_is_under_one_sigma_and_over_none() -> None:
     assert sum(key.severity(window) in RETRAINED for window in still) <= 10
 
 
+@pytest.mark.parametrize("rows", [200, 250])
+def test_windows_without_drift_are_over_the_level_as_rarely_with_the_least_rows(rows: int) -> None:
+    key = learned(KEYS[5])
+
+    windows = shifted_windows(key, 0.0, window_rows=rows, runs=200, seed=OTHER_SEED)
+
+    assert sum(key.severity(window) in RETRAINED for window in windows) <= 0.1 * 200
+
+
 def test_a_simulated_check_is_the_check_of_its_window() -> None:
     own = trained_rows(KEYS[1])
     features, time = own.trained.features, own.trained.close_time
