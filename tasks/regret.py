@@ -18,6 +18,7 @@ from ml.evaluation import BLOCK_HORIZONS
 from ml.keys import ModelKey, interval_duration
 from ml.paired import PairedOutcomes, Regret, regret
 from tasks.base import Resources
+from tasks.one_key import on_its_own
 
 __all__ = ["SAMPLES", "RegretEntry", "horizon_of", "labels_of", "paired_outcomes", "regret_ledger", "settle"]
 
@@ -69,7 +70,8 @@ def regret_ledger(
 def settle(resources: Resources) -> int:
     """Write the final word on every promotion that has ended without one; how many.
 
-    A transaction each, under the key's lock: of two runs at once the second finds it written.
+    A transaction each, under the key's lock: of two runs at once the second finds it written. One that
+    cannot be judged is logged, and keeps no other from its turn.
     """
     settings, now = resources.settings, resources.clock.now()
     with resources.transaction() as session:
@@ -78,13 +80,14 @@ def settle(resources: Resources) -> int:
     for one in open_ones:
         if one.ended is None:
             continue
-        with resources.transaction() as session:
-            registry.lock_key(session, one.model.key)
+        key = one.model.key
+        with on_its_own("promotion_not_settled", key), resources.transaction() as session:
+            registry.lock_key(session, key)
             again = stored.promotions(session, now=now, shadow_days=settings.shadow_days, of=one.model.id)
             for promotion in again:
                 if promotion.ended is not None:
-                    written += 1
                     _settle(session, promotion)
+                    written += 1
     return written
 
 

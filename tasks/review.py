@@ -1,9 +1,10 @@
 """tasks.review_champions: is a new champion worse than the one before, and has a candidate shown enough?
 
 A champion that a sequential test on matured outcomes finds worse than the model it replaced is taken back,
-in one transaction with the numbers. That happens to a key once in ``rollback_cooldown_days``; the second time
-it is frozen instead: people decide. The model that a rollback brought back is not tested against the one it
-took the place of: whoever was found worse is not gone back to by itself.
+in one transaction with the numbers. That happens to a key once in ``rollback_cooldown_days``. The second time
+it is frozen instead, as it is where the model before cannot be loaded: people decide. The model that a
+rollback brought back is not tested against the one it took the place of: whoever was found worse is not gone
+back to by itself.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from sqlalchemy.orm import Session
 from db import keys, registry
 from db.registry import ROLLED_BACK, ModelRow
 from db.regret import rollbacks
+from ml.dataset import ROW_FEATURE_NAMES
+from ml.errors import ArtifactCorrupt
 from ml.keys import ModelKey
 from ml.paired import SequentialTest, rollback_test
 from runtime.settings import Settings
 from tasks import candidates
 from tasks.base import Resources, Task
 from tasks.champions import announce_champion
+from tasks.one_key import on_its_own
 from tasks.regret import horizon_of, paired_outcomes, settle
+from tasks.stored_model import load
 
 __all__ = ["ACTOR", "Reviewed", "review_champions", "review_due"]
 
@@ -64,6 +69,8 @@ def review_champions(self: Task) -> dict[str, Any]:
 def review_due(resources: Resources, announce: Callable[[ModelKey], None]) -> Reviewed:
     """Review each key in a transaction of its own; a second run finds nothing more to do.
 
+    A key that cannot be reviewed is logged, and keeps no other from its turn.
+
     Args:
         resources: of this process.
         announce: told of a key whose champion has changed, after the commit.
@@ -73,16 +80,18 @@ def review_due(resources: Resources, announce: Callable[[ModelKey], None]) -> Re
         pairs = registry.in_shadow(session, now=now, shadow_days=settings.shadow_days)
     done = Reviewed()
     for key in sorted({row.key for row, _ in pairs if row.state == "archived"}):
-        with resources.transaction() as session:
-            changed = _review_champion(session, key, settings, now, done)
-        if changed:
-            announce(key)
+        with on_its_own("champion_not_reviewed", key):
+            with resources.transaction() as session:
+                changed = _review_champion(session, key, settings, now, done)
+            if changed:
+                announce(key)
     for row, _ in pairs:
         if row.state == "shadow":
-            with resources.transaction() as session:
-                changed = _review_candidate(session, row.key, row.id, settings, now, done)
-            if changed:
-                announce(row.key)
+            with on_its_own("candidate_not_reviewed", row.key, model_version=row.version):
+                with resources.transaction() as session:
+                    changed = _review_candidate(session, row.key, row.id, settings, now, done)
+                if changed:
+                    announce(row.key)
     done.settled = settle(resources)
     return done
 
@@ -105,12 +114,9 @@ def _review_champion(
     if not test.worse:
         return False
     why = _words(test, champion, before)
-    cooldown = timedelta(days=settings.rollback_cooldown_days)
-    earlier = rollbacks(session, key, actor=ACTOR, since=now - cooldown)
     event: dict[str, Any] = {"model_key": str(key), "model_version": champion.version, **test.to_json()}
-    if earlier:
-        why += f"; it was rolled back on {earlier[0].at:%Y-%m-%d %H:%M} UTC already"
-        keys.freeze(session, key, now=now, actor=ACTOR, why=why, hmac_key=settings.audit_key)
+    if hindered := _hindered(session, before, settings, now):
+        keys.freeze(session, key, now=now, actor=ACTOR, why=f"{why}; {hindered}", hmac_key=settings.audit_key)
         log.error("key_frozen", **event)
         done.frozen.append(str(key))
         return False
@@ -140,6 +146,28 @@ def _may_be_gone_back_to(before: ModelRow, champion: ModelRow, settings: Setting
     )
 
 
+def _hindered(session: Session, before: ModelRow, settings: Settings, now: datetime) -> str:
+    """Why the key is frozen and not rolled back; empty where it is rolled back."""
+    cooldown = timedelta(days=settings.rollback_cooldown_days)
+    if earlier := rollbacks(session, before.key, actor=ACTOR, since=now - cooldown):
+        return f"it was rolled back on {earlier[0].at:%Y-%m-%d %H:%M} UTC already"
+    if mute := _mute(session, before):
+        return f"version {before.version} cannot take its place: {mute}"
+    return ""
+
+
+def _mute(session: Session, row: ModelRow) -> str:
+    """Why no worker could serve a model, were it champion; empty where one could."""
+    try:
+        predictor = load(session, row)
+    except ArtifactCorrupt as error:
+        log.exception("artifact_corrupt", model_key=str(row.key), version=row.version, error=str(error))
+        return str(error)
+    return (
+        "" if predictor.model.feature_names == ROW_FEATURE_NAMES else "it knows features of another version"
+    )
+
+
 def _words(test: SequentialTest, champion: ModelRow, before: ModelRow) -> str:
     return (
         f"version {champion.version} is worse than version {before.version} on {test.rows} signals that both "
@@ -162,6 +190,8 @@ def _review_candidate(
         return False
     if decision.promote and keys.frozen(session, key) is not None:
         decision = decision.held("the key is frozen: its champion is changed by people only")
+    if decision.promote and (mute := _mute(session, row)):
+        decision = decision.held(f"it cannot be loaded: {mute}")
     candidates.record(session, row, champion, decision, now=now)
     why, details = "; ".join(decision.reasons), {"decision": decision.to_json(), "numbers": decision.numbers}
     hmac_key = settings.audit_key

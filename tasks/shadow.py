@@ -24,6 +24,7 @@ from ml.inference import Judgement, judge
 from ml.keys import interval_duration
 from ml.patterns import pattern_mask
 from tasks.base import Resources, Task
+from tasks.one_key import on_its_own
 from tasks.stored_model import load
 
 __all__ = ["Scored", "score_due", "score_shadows"]
@@ -73,7 +74,8 @@ def score_due(resources: Resources) -> Scored:
         pairs = registry.in_shadow(session, now=now, shadow_days=settings.shadow_days)
     done = Scored()
     for row, champion in pairs:
-        _score(resources, _Shadow(row, champion), settings.max_out_of_distribution, done, until)
+        with on_its_own("shadow_not_scored", row.key, model_version=row.version):
+            _score(resources, _Shadow(row, champion), settings.max_out_of_distribution, done, until)
     if done.rows or done.unreadable:
         log.info("shadows_scored", **asdict(done))
     return done

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import sqlalchemy as sa
 
 from db import keys, registry
+from db.models import Artifact
 from ml.calibration import SigmoidCalibration
 from ml.keys import ModelKey
 from tasks.review import ACTOR, Reviewed, review_due
@@ -109,6 +111,20 @@ def test_on_a_frozen_key_even_a_better_one_is_rejected(weeks: Weeks) -> None:
 
     assert weeks.champion().id == old.id
     assert "frozen" in weeks.audit()[-1].why
+
+
+def test_a_better_one_that_cannot_be_loaded_is_rejected_with_that_reason(weeks: Weeks) -> None:
+    old, candidate = weeks.champion(), weeks.variant(LIKE_THE_TREES)
+    weeks.to_shadow(candidate.id, START, days=20)
+    live(weeks, 20)
+    with weeks.resources.transaction() as session:
+        damaged = sa.update(Artifact).where(Artifact.sha256 == candidate.artifact_sha256)
+        session.execute(damaged.values(body=b"x", size=1))
+
+    assert review(weeks, 20) == (Reviewed(rejected=[str(KEY)]), [])
+
+    assert weeks.champion().id == old.id
+    assert weeks.audit()[-1].why.startswith("it cannot be loaded: ")
 
 
 @pytest.mark.parametrize(

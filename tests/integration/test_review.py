@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import pytest
+import sqlalchemy as sa
 import structlog.testing
+from sqlalchemy.engine import Engine
 
 from db import keys, registry
+from db.models import Artifact
 from db.registry import ROLLED_BACK
 from ml.calibration import SigmoidCalibration
+from ml.errors import StoreUnavailable
 from ml.keys import ModelKey
 from tasks.review import ACTOR, Reviewed, review_due
 from tasks.shadow import score_due
@@ -20,6 +24,8 @@ from tests.integration.shadow_weeks import DAY, END, HOUR, INVERTED, KEY, LIKE_T
 pytestmark = pytest.mark.drift
 
 ALL = ModelKey("BTCUSDT", "1h", "all")
+SIDEWAYS = ModelKey("BTCUSDT", "1h", "sideways")
+VOLATILE = ModelKey("BTCUSDT", "1h", "volatile")
 AGAIN = SigmoidCalibration(-9.0, -3.0)
 """As bad as ``INVERTED``, under other bytes."""
 ACTIONS = ("promote", "force", "rollback", "freeze", "thaw", "reject")
@@ -156,6 +162,62 @@ def test_the_second_bad_champion_in_the_cooldown_freezes_the_key_and_says_so(wee
         assert frozen is not None
         assert frozen.frozen_by == ACTOR
     assert review(weeks, END) == Reviewed()
+
+
+def damage(weeks: Weeks, model_id: int) -> None:
+    with weeks.resources.transaction() as session:
+        sha256 = session.get_one(registry.ModelRow, model_id).artifact_sha256
+        session.execute(sa.update(Artifact).where(Artifact.sha256 == sha256).values(body=b"x", size=1))
+
+
+def test_a_key_is_frozen_where_the_model_to_go_back_to_cannot_be_loaded(weeks: Weeks) -> None:
+    first, bad = weeks.champion(), spoil(weeks, START)
+    live(weeks, START, END - HOUR)
+    damage(weeks, first.id)
+    announced: list[ModelKey] = []
+
+    done = review(weeks, END - HOUR, announced)
+
+    assert (done.frozen, done.rolled_back, announced) == ([str(KEY)], [], [])
+    assert weeks.champion().id == bad
+    entry = weeks.audit()[-1]
+    assert (entry.action, entry.actor) == ("freeze", ACTOR)
+    assert "version 1 cannot take its place: " in entry.why
+    assert review(weeks, END - HOUR) == Reviewed()
+
+
+def test_trouble_with_one_key_stops_no_other(weeks: Weeks, trained_engine: Engine) -> None:
+    """Its old model has no reference, and another one's options come from another version."""
+    first, bad = weeks.champion(), spoil(weeks, START)
+    spoil(weeks, START, ALL)
+    candidate = weeks.variant(LIKE_THE_TREES, SIDEWAYS)
+    weeks.to_shadow(candidate.id, START, days=1, hours=24)
+    later = weeks.variant(LIKE_THE_TREES, VOLATILE)
+    weeks.to_shadow(later.id, START, days=1)
+    live(weeks, START, END - HOUR)
+    live(weeks, START, END - HOUR, ALL)
+    with trained_engine.begin() as connection:
+        gone = sa.text("DELETE FROM ml_reference_features WHERE model_id = :id")
+        connection.execute(gone, {"id": first.id})
+
+    with structlog.testing.capture_logs() as logs:
+        done = review(weeks, END - HOUR)
+
+    assert (done.rolled_back, done.rejected) == ([str(ALL)], [str(VOLATILE)])
+    assert weeks.champion().id == bad
+    assert weeks.model(candidate.id).state == "shadow"
+    failed = [(line["event"], line["model_key"]) for line in logs if "not_reviewed" in line["event"]]
+    assert failed == [("champion_not_reviewed", str(KEY)), ("candidate_not_reviewed", str(SIDEWAYS))]
+
+
+def test_a_store_that_is_away_stops_the_review(weeks: Weeks, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_args: object, **_options: object) -> None:
+        raise StoreUnavailable("the server went away")
+
+    spoil(weeks, START)
+    monkeypatch.setattr("tasks.review.rollback_test", away)
+    with pytest.raises(StoreUnavailable):
+        review(weeks, START + DAY)
 
 
 def test_a_frozen_key_is_left_to_people(weeks: Weeks) -> None:

@@ -188,6 +188,24 @@ def test_a_model_whose_bytes_are_damaged_stops_no_other(weeks: Weeks, replaced: 
     assert {row.model_id for row in weeks.predictions("shadow")} == {candidate.id}
 
 
+def test_trouble_with_one_model_keeps_no_other_unheard(
+    weeks: Weeks, replaced: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidate = weeks.variant(SigmoidCalibration(0.7, 0.0))
+    weeks.to_shadow(candidate.id, START, days=20)
+    given = weeks.answer(START, WEEK)
+
+    def refuses(session: Session, row: registry.ModelRow) -> object:
+        if row.id == replaced:
+            raise LookupError("no such model")
+        return load(session, row)
+
+    monkeypatch.setattr(shadow, "load", refuses)
+
+    assert score_due(weeks.at(WEEK)) == Scored(rows=given)
+    assert {row.model_id for row in weeks.predictions("shadow")} == {candidate.id}
+
+
 def test_shadows_are_resolved_like_any_answer_and_count_nowhere(weeks: Weeks, replaced: int) -> None:
     weeks.answer(START, WEEK)
     weeks.resolve(WEEK)
