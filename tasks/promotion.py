@@ -9,13 +9,14 @@ The candidate of this file passed its gates or did not. What becomes of one in s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any, TypedDict
+from datetime import datetime, timedelta
+from typing import Any, Final, TypedDict
 
 from sqlalchemy.orm import Session
 
 from db import artifacts, evaluations, keys, references, registry
 from ml.artifact import sha256_hex, to_bytes
+from ml.config import ShadowConfig
 from ml.errors import RetryLater
 from ml.evaluation import Evaluation
 from ml.promotion import Decision
@@ -25,6 +26,8 @@ from tasks.run import Run
 __all__ = ["Judged", "save_challenger"]
 
 ACTOR = "tasks.train"
+DECIDED_AFTER: Final = timedelta(days=1)
+"""So long ``tasks.review_champions`` may take to decide on a shadow phase that is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,7 @@ def save_challenger(
     judged: Judged,
 ) -> dict[str, Any]:
     """Store the challenger with its evaluation and reference; promote it, or let it answer in shadow, if the
-    gates let it and the key is not frozen.
+    gates let it, the key is not frozen and no other answers in shadow.
 
     A challenger whose bytes the key has already changes nothing: same candles, same options, same model.
 
@@ -70,7 +73,8 @@ def save_challenger(
         raise RetryLater(
             f"{run.key}: the champion changed while a challenger was judged against the one before"
         )
-    judged = replace(judged, decision=_unless_frozen(session, run, judged.decision))
+    decision = _unless_in_shadow(session, run, _unless_frozen(session, run, judged.decision))
+    judged = replace(judged, decision=decision)
     row = _register(session, run, judged, sha256)
     _record_evaluations(session, run, judged, row)
     drift = judged.challenger.drift
@@ -88,6 +92,29 @@ def _unless_frozen(session: Session, run: Run, decision: Decision) -> Decision:
         f"{run.key} is frozen since {frozen.frozen_at:%Y-%m-%d %H:%M} UTC by {frozen.frozen_by} "
         f"({frozen.frozen_why}): only people change its champion until it is thawed"
     )
+
+
+def _unless_in_shadow(session: Session, run: Run, decision: Decision) -> Decision:
+    """One candidate at a time answers in shadow: were each to take the place of the one before, those of a
+    schedule would, and none would ever be decided on."""
+    if not (decision.promote and run.config.shadow.on):
+        return decision
+    now = run.resources.clock.now()
+    for older in registry.models(session, key=run.key, state="shadow"):
+        ends = _shadow_ends(older, most_days=run.resources.settings.shadow_days)
+        if now < ends + DECIDED_AFTER:
+            return decision.held(
+                f"version {older.version} is in shadow until {ends:%Y-%m-%d %H:%M} UTC at the latest: "
+                "one at a time"
+            )
+    return decision
+
+
+def _shadow_ends(row: registry.ModelRow, *, most_days: float) -> datetime:
+    """The latest end of a shadow phase; one that asks for signals only is not waited for without end."""
+    assert row.shadow_at is not None
+    days = ShadowConfig.model_validate(row.config.get("shadow", {})).days
+    return row.shadow_at + timedelta(days=days or most_days)
 
 
 def _register(

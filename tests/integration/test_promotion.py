@@ -65,9 +65,42 @@ def test_with_a_shadow_phase_a_challenger_that_passes_answers_in_shadow_first(re
         assert audit.names_artifact(session, subject=str(KEY), model_id=row.id, sha256=row.artifact_sha256)
 
 
-def test_a_newer_candidate_takes_the_place_of_the_one_in_shadow(resources: Resources) -> None:
+def test_while_a_candidate_is_in_shadow_a_newer_one_is_held(
+    resources: Resources, trained_database_url: str
+) -> None:
+    """A schedule would otherwise put the next one in its place before it is decided on, for ever."""
     again(resources, 7, **SHADOW)
-    again(resources, 8, **SHADOW)
+
+    outcome = again(resources, 8, **SHADOW)
+
+    assert outcome["result"] == "rejected"
+    (reason,) = outcome["decision"]["reasons"]
+    assert reason == "version 2 is in shadow until 2019-09-30 00:00 UTC at the latest: one at a time"
+    assert states(resources) == [(1, "champion"), (2, "shadow"), (3, "rejected")]
+    with resources.transaction() as session:
+        assert audit.recent(session, 1)[0].why == reason
+    day_after = resources_of(trained_database_url, CUT + timedelta(days=28, microseconds=-1))
+    assert again(day_after, 9, **SHADOW)["result"] == "rejected"
+    undecided = resources_of(trained_database_url, CUT + timedelta(days=28))
+    assert again(undecided, 10, **SHADOW)["result"] == "shadow"
+
+
+def test_one_that_asks_for_signals_only_is_not_waited_for_without_end(
+    resources: Resources, trained_database_url: str
+) -> None:
+    again(resources, 7, shadow={"signals": 1000})
+    later = resources_of(trained_database_url, CUT + timedelta(days=20 + 28))
+    assert again(later, 8, shadow={"signals": 1000})["result"] == "rejected"
+    later = resources_of(trained_database_url, CUT + timedelta(days=20 + 28 + 1))
+    assert again(later, 9, shadow={"signals": 1000})["result"] == "shadow"
+
+
+def test_without_a_shadow_phase_a_newer_candidate_takes_the_place_of_the_one_in_shadow(
+    resources: Resources, trained_database_url: str
+) -> None:
+    again(resources, 7, **SHADOW)
+    undecided = resources_of(trained_database_url, CUT + timedelta(days=28))
+    again(undecided, 8, **SHADOW)
     assert states(resources) == [(1, "champion"), (2, "rejected"), (3, "shadow")]
 
     outcome = again(resources, 9)  # no shadow phase any more
