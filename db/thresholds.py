@@ -8,9 +8,9 @@ interval, then the regime. Where none fits, the defaults of ``SeverityLimits`` d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
 from typing import Self
 
 import sqlalchemy as sa
@@ -23,8 +23,19 @@ from ml.alarms import SeverityLimits
 from ml.errors import ConfigRejected
 from ml.keys import ModelKey, check_regime, check_symbol, interval_duration
 
-__all__ = ["ANY", "DriftThreshold", "Scope", "history", "limits_of", "set_threshold", "thresholds"]
+__all__ = [
+    "ANY",
+    "DriftThreshold",
+    "Scope",
+    "history",
+    "in_force",
+    "limits_of",
+    "set_threshold",
+    "thresholds",
+]
 
+WAITED = timedelta(minutes=1)
+"""A row that begins so soon after now was written while the caller waited for the lock."""
 LEVELS = ("low", "medium", "high", "critical")
 
 
@@ -74,10 +85,23 @@ def thresholds(session: Session, key: ModelKey, now: datetime) -> SeverityLimits
     return SeverityLimits() if found is None else limits_of(found)
 
 
+def in_force(session: Session, scope: Scope, now: datetime) -> SeverityLimits:
+    """The limits that hold at ``now`` for what the scope names, as its most specific row has them."""
+    parts = ("symbol", "interval", "regime")
+    # In a replay a row that was written by the wall's clock may not hold yet.
+    rows = [
+        row
+        for row in history(session, current=True)
+        if row.valid_from <= now and all(getattr(row, part) in (ANY, getattr(scope, part)) for part in parts)
+    ]
+    rows.sort(key=lambda row: [getattr(row, part) == ANY for part in parts])
+    return limits_of(rows[0]) if rows else SeverityLimits()
+
+
 def set_threshold(
     session: Session,
     scope: Scope,
-    limits: SeverityLimits | None,
+    limits: SeverityLimits | Mapping[str, float] | None,
     *,
     now: datetime,
     actor: str,
@@ -91,7 +115,8 @@ def set_threshold(
     Args:
         session: the caller's; nothing holds before its commit.
         scope: for whom.
-        limits: the new ones; None ends the scope's own, and what is less specific holds again.
+        limits: the new ones, or by name those that change, the others staying as they hold when it is this
+            one's turn; None ends the scope's own, and what is less specific holds again.
         now: the clock's.
         actor: who decided.
         why: in words.
@@ -103,10 +128,14 @@ def set_threshold(
     Raises:
         ConfigRejected: a limit is out of its range, or the severities are not in ascending order.
     """
-    if limits is not None:
-        _check(limits)
     lock(session, "thresholds", str(scope))
     before = _current(session, scope)
+    if before is not None and now < before.valid_from <= now + WAITED:
+        now = before.valid_from
+    if isinstance(limits, Mapping):
+        limits = replace(in_force(session, scope, now), **limits)
+    if limits is not None:
+        _check(limits)
     # A replay's clock may stand before a row that was written by the wall's: that one does not hold yet.
     held = None if before is None or before.valid_from > now else limits_of(before)
     if held == limits and (before is None or limits is not None):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -33,7 +33,9 @@ class Checked:
     key: ModelKey
     task_id: str
     report: dict[str, Any] = field(default_factory=dict)
-    """As ``tasks.check_drift`` returns it; empty where nobody waited."""
+    """As ``tasks.check_drift`` returns it; empty where nobody waited. Of state ``failed`` with an error."""
+    error: Exception | None = None
+    """As the task raised it; ``AnswerTimeout`` where nothing came in time."""
 
     @property
     def rows(self) -> datetime | None:
@@ -64,10 +66,12 @@ def send_checks(keys: Sequence[ModelKey], *, timeout_seconds: float | None) -> l
         keys: that have champions.
         timeout_seconds: without a finished check; None waits for nothing.
 
+    Returns:
+        One a key; a check that failed, or that did not come back in time, has an error and loses no other.
+
     Raises:
         BrokerUnavailable: nothing was sent.
-        AnswerTimeout: no check came back in so long.
-        AlphaPlusError: as the task raised it.
+        AnswerTimeout: no check at all came back in so long.
     """
     from worker.celery import app, require_broker
 
@@ -81,16 +85,26 @@ def send_checks(keys: Sequence[ModelKey], *, timeout_seconds: float | None) -> l
         )
     if timeout_seconds is None:
         return sent
-    reports = _wait(results, timeout_seconds)
-    return [
-        Checked(key=one.key, task_id=one.task_id, report=report)
-        for one, report in zip(sent, reports, strict=True)
-    ]
+    answers = _wait(results, timeout_seconds)
+    return [_checked(one, answer) for one, answer in zip(sent, answers, strict=True)]
 
 
-def _wait(results: Sequence[AsyncResult[Any]], timeout_seconds: float) -> list[dict[str, Any]]:
+def _checked(sent: Checked, answer: dict[str, Any] | Exception) -> Checked:
+    if not isinstance(answer, Exception):
+        return replace(sent, report=answer)
+    report = {
+        "key": str(sent.key),
+        "state": "failed",
+        "error": type(answer).__name__,
+        "detail": f"{type(answer).__name__}: {answer}",
+    }
+    return replace(sent, report=report, error=answer)
+
+
+def _wait(results: Sequence[AsyncResult[Any]], timeout_seconds: float) -> list[dict[str, Any] | Exception]:
+    """Each check's report, or why there is none. Raises AnswerTimeout where there is none of any."""
     out = console(stderr=True)
-    reports: list[dict[str, Any]] = []
+    reports: list[dict[str, Any] | Exception] = []
     columns = TextColumn("{task.description}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn()
     began = heard = time.monotonic()
     told = False
@@ -98,13 +112,17 @@ def _wait(results: Sequence[AsyncResult[Any]], timeout_seconds: float) -> list[d
         bar = progress.add_task("checking drift", total=len(results))
         while len(reports) < len(results):
             if results[len(reports)].ready():  # a queue is worked off in its order
-                reports.append(results[len(reports)].get(timeout=timeout_seconds))
+                # A task that failed has its exception for a result.
+                reports.append(results[len(reports)].get(timeout=timeout_seconds, propagate=False))
                 heard = time.monotonic()
                 progress.update(bar, completed=len(reports))
                 continue
             silent = time.monotonic() - heard
             if silent > timeout_seconds:
-                raise AnswerTimeout(_silence(len(reports), len(results), timeout_seconds))
+                late = AnswerTimeout(_silence(len(reports), len(results), timeout_seconds))
+                if not reports:
+                    raise late
+                return [*reports, *[late] * (len(results) - len(reports))]
             if not (told or reports) and time.monotonic() - began > NO_WORKER_SECONDS:
                 told = True
                 out.print("No worker has done it yet; `alphaplus worker drift` starts one.")

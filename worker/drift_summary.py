@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Final, Self, get_args
@@ -57,6 +57,8 @@ class KeySummary:
     """When the open action is, if later."""
     snoozed_until: datetime | None
     """None where alerts of the key start something."""
+    calibrated: bool = True
+    """False where the champion's drift cannot be checked: it was trained before drift was calibrated."""
 
     @property
     def largest(self) -> float:
@@ -77,6 +79,7 @@ class KeySummary:
             "open_action": self.open_action,
             "due_at": _iso(self.due_at),
             "snoozed_until": _iso(self.snoozed_until),
+            "calibrated": self.calibrated,
         }
 
 
@@ -88,8 +91,9 @@ def summarise(
     *,
     now: datetime,
     span_days: int,
+    uncalibrated: Collection[ModelKey] = (),
 ) -> list[KeySummary]:
-    """One row a key, the largest newest score first.
+    """One row a key, those that cannot be checked first, then the largest newest score.
 
     Args:
         keys: listed even where nothing was checked: those with a champion.
@@ -98,6 +102,7 @@ def summarise(
         actions: of any time and order; open ones and those that snooze a key count.
         now: the clock's.
         span_days: of the trend.
+        uncalibrated: keys whose champion cannot be checked.
     """
     checks, counts, acted = defaultdict(list), defaultdict(list), defaultdict(list)
     for alert in newest:
@@ -107,10 +112,13 @@ def summarise(
     for action in actions:
         acted[action.key].append(action)
     made = [
-        _of_key(key, checks[key], counts[key], acted[key], now=now, span_days=span_days)
+        replace(
+            _of_key(key, checks[key], counts[key], acted[key], now=now, span_days=span_days),
+            calibrated=key not in uncalibrated,
+        )
         for key in {*keys, *checks, *counts}
     ]
-    return sorted(made, key=lambda one: (-one.largest, str(one.key)))
+    return sorted(made, key=lambda one: (one.calibrated, -one.largest, str(one.key)))
 
 
 def sparkline(values: Sequence[float | None], *, top: float, width: int) -> str:

@@ -250,7 +250,7 @@ def _counts(summary: KeySummary) -> Text:
 
 
 def _open(summary: KeySummary) -> str:
-    parts = []
+    parts = [] if summary.calibrated else ["no calibration: train again"]
     if summary.open_action is not None:
         due = f" {time_text(summary.due_at)}" if summary.due_at else ""
         parts.append(summary.open_action.replace("_", " ") + due)

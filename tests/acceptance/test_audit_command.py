@@ -125,6 +125,22 @@ def test_emptied_log_is_found_by_the_champions_and_by_an_exported_head(
     assert run_main("audit", "verify").exit_code == 3
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--json", "list"), "give --json after list: `alphaplus audit list --json …`"),
+        (("--subject", "ETHUSDT", "--limit", "2", "list"), "give --subject, --limit after list"),
+        (("--action", "freeze", "verify"), "give --action after verify"),
+    ],
+)
+def test_option_of_the_group_is_not_dropped_before_a_subcommand(
+    run_main: Cli, arguments: tuple[str, ...], told: str
+) -> None:
+    result = run_main("audit", *arguments)
+    assert result.exit_code == 2
+    assert told in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize("head", ["17", "17:abc", "/nowhere/head", ".", "x:" + "a" * 64])
 def test_head_that_is_none_is_refused(run_main: Cli, head: str) -> None:
     result = run_main("audit", "verify", "--head", head)

@@ -11,7 +11,8 @@ import redis
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from db import drift, drift_actions, jobs
+from db import drift, drift_actions, jobs, registry
+from db.drift_models import DriftNull
 from db.session import transaction
 from tests.processes import CommandResult, RunningProcess
 from tests.trained import CHAMPIONS, CUT
@@ -124,6 +125,29 @@ def test_all_keys_are_checked_each_with_its_score(
     )
 
 
+def test_check_that_fails_loses_no_other_keys_report(
+    worker: RunningProcess, cli: Cli, later: None, trained_engine: Engine
+) -> None:
+    with transaction(trained_engine) as session:
+        broken = registry.champion(session, TRENDING)
+        assert broken is not None
+        session.execute(sa.update(DriftNull).where(DriftNull.model_id == broken.id).values(body={}))
+        bare = registry.champion(session, ALL)
+        assert bare is not None
+        session.execute(sa.delete(DriftNull).where(DriftNull.model_id == bare.id))
+    done = cli("drift", "check", "--all", "--json")
+    assert done.exit_code == 1
+    states = {one["key"]: one["state"] for one in json.loads(done.stdout)}
+    others = {str(key): "checked" for key in CHAMPIONS if key not in (ALL, TRENDING)}
+    assert others
+    assert states == {str(TRENDING): "failed", str(ALL): "no_calibration", **others}
+    shown = cli("drift", "check", "--all")
+    assert shown.exit_code == 1
+    assert "KeyError" in shown.stdout
+    assert all(key in shown.stdout for key in states)
+    assert f"{ALL} - - - - - ······· no calibration: train again" in words(cli("drift", "summary"))
+
+
 def test_key_with_too_few_signals_is_not_checked_and_the_exit_code_says_so(
     trained_env: dict[str, str], worker_process: Callable[..., RunningProcess], cli: Cli, later: None
 ) -> None:
@@ -200,6 +224,12 @@ def test_thresholds_of_a_key_hold_over_those_of_every_key_until_they_are_reset(
         (["thresholds", "--set", "high=0.25"], "reason: None is not accepted"),
         (["thresholds", "--set", "high=0.25", "--reason", " "], "reason: ' ' is not accepted"),
         (["thresholds", "../../etc", "trending"], "symbol: '../../etc' is not accepted"),
+        (["thresholds", "", "", "--set", "high=0.25", "--reason", "r"], "symbol: '' is not accepted"),
+        (["thresholds", "BTCUSDT", "", "--set", "high=0.25", "--reason", "r"], "regime: '' is not accepted"),
+        (["thresholds", "--interval", "", "--set", "high=0.25", "--reason", "r"], "interval: '' is not"),
+        (["check", "BTCUSDT", "all", "--interval", ""], "interval: '' is not accepted"),
+        (["check", "BTCUSDT", "all", "--timeout", "nan"], "Invalid value for --timeout: nan"),
+        (["check", "BTCUSDT", "all", "--timeout", "inf"], "inf is not in the range"),
         (["check", "BTCUSDT"], "give SYMBOL REGIME, or --all"),
         (["check", "BTCUSDT", "all", "--all"], "give SYMBOL REGIME, or --all"),
         (["check", "BTCUSDT", "sideway"], "regime: 'sideway' is not accepted"),

@@ -146,8 +146,8 @@ def test_exchange_that_is_away_leaves_a_doubt_and_the_interval_goes_into_the_ent
     assert schedule(cli) == {
         "train-SOLUSDT-trending-4h": "30 22 * * 1-5",
         "train-SOLUSDT-sideways-4h": "30 23 * * 1-5",
-        "train-SOLUSDT-volatile-4h": "30 0 * * 1-5",
-        "train-SOLUSDT-consolidation-4h": "30 1 * * 1-5",
+        "train-SOLUSDT-volatile-4h": "30 0 * * 2,3,4,5,6",
+        "train-SOLUSDT-consolidation-4h": "30 1 * * 2,3,4,5,6",
         "train-SOLUSDT-all-4h": "30 2 * * 0",
     }
 

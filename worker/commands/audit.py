@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sqlalchemy.orm import Session
@@ -45,6 +46,20 @@ def audit(context: click.Context, subject: str | None, action: str | None, limit
     """Who changed what and why, newest first; `verify` finds what was changed by hand."""
     if context.invoked_subcommand is None:
         _list(subject, action, limit, as_json)
+        return
+    given = [
+        option
+        for option, name in (
+            ("--subject", "subject"),
+            ("--action", "action"),
+            ("--limit", "limit"),
+            ("--json", "as_json"),
+        )
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    ]
+    if given:
+        named, command = ", ".join(given), context.invoked_subcommand
+        raise click.UsageError(f"give {named} after {command}: `alphaplus audit {command} {given[0]} …`")
 
 
 @audit.command("list")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 
 import click
@@ -11,7 +13,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from db import drift as checks
-from db import drift_actions, drift_history, registry, thresholds
+from db import drift_actions, drift_history, references, registry, thresholds
 from db.session import transaction
 from ml.alarms import SeverityLimits
 from ml.errors import ConfigRejected, InputRejected, KeyRejected
@@ -74,7 +76,8 @@ def check(
 ) -> None:
     """Compare the newest signals of a key with what its champion was trained on, through the queue.
 
-    An alarm is a result: the exit code is 0, and 1 where the one key named could not be checked.
+    An alarm is a result: the exit code is 0, and 1 where the one key named could not be checked, or a check
+    of --all failed or was not done in time; the others are shown all the same.
 
     \b
     alphaplus drift check BTCUSDT trending
@@ -82,18 +85,24 @@ def check(
     """
     if every == (symbol is not None) or (regime is None) != (symbol is None):
         raise click.UsageError("give SYMBOL REGIME, or --all")
+    if math.isnan(timeout):
+        raise click.BadParameter("nan is no number of seconds.", context, param_hint="--timeout")
     settings = load_settings()
     with command_engine(settings) as engine:
         if symbol is None or regime is None:
             keys = _champions(engine)
         else:
-            keys = [_with_champion(engine, ModelKey(symbol, interval or settings.default_interval, regime))]
+            keys = [_with_champion(engine, _key(settings, symbol, interval, regime))]
         found = send_checks(keys, timeout_seconds=timeout if wait else None)
         if not wait:
             _print_sent(found, as_json)
         elif every:
             _print_verdicts(found, as_json)
+            if any(one.error is not None for one in found):
+                context.exit(1)
         elif found:
+            if found[0].error is not None:
+                raise found[0].error
             with transaction(engine) as session:
                 _print_check(session, found[0], as_json)
             if found[0].rows is None:
@@ -111,13 +120,16 @@ def summary(*, days: int, symbol: str | None, as_json: bool) -> None:
     settings = load_settings()
     now = make_clock(settings).now()
     with command_engine(settings) as engine, transaction(engine) as session:
+        champions = registry.champions(session)
+        calibrated = references.calibrated(session, [row.id for row in champions])
         found = summarise(
-            [row.key for row in registry.champions(session)],
+            [row.key for row in champions],
             drift_history.newest(session, until=now, days=days),
             drift_history.daily(session, until=now, days=days),
             [*drift_actions.open_actions(session), *drift_history.snoozing(session, now)],
             now=now,
             span_days=days,
+            uncalibrated=[row.key for row in champions if row.id not in calibrated],
         )
     found = [one for one in found if symbol in (None, one.key.symbol)]
     if as_json:
@@ -140,7 +152,7 @@ def retrain(symbol: str, regime: str, interval: str | None, reason: str, as_json
     from worker.celery import app, require_broker
 
     settings = load_settings()
-    key = ModelKey(symbol, interval or settings.default_interval, regime)
+    key = _key(settings, symbol, interval, regime)
     check_reason(reason)
     with command_engine(settings) as engine:
         _with_champion(engine, key)
@@ -192,10 +204,9 @@ def limits(
     now = make_clock(settings).now()
     with command_engine(settings) as engine, transaction(engine) as session:
         if changed or reset:
-            made = None if reset else SeverityLimits(**_limits_at(session, scope, now) | changed)
-            _set_limits(session, settings, scope, made, reason or "", now)
+            now = _set_limits(session, settings, scope, None if reset else changed, reason or "", now)
         rows = [row for row in thresholds.history(session, current=not with_history) if _fits(row, scope)]
-        in_force = _limits_at(session, scope, now)
+        in_force = asdict(thresholds.in_force(session, scope, now))
     if as_json:
         found = {"scope": str(scope), "in_force": in_force, "rows": [threshold_json(row) for row in rows]}
         click.echo(json.dumps(found, indent=2))
@@ -252,6 +263,10 @@ def regret(*, days: int, symbol: str | None, as_json: bool) -> None:
         click.echo(
             f"No model took another one's place in the last {days} days, so there is nothing to regret."
         )
+
+
+def _key(settings: Settings, symbol: str, interval: str | None, regime: str) -> ModelKey:
+    return ModelKey(symbol, settings.default_interval if interval is None else interval, regime)
 
 
 def _champions(engine: Engine) -> list[ModelKey]:
@@ -323,18 +338,20 @@ def _scope(
     any_ = thresholds.ANY
     if symbol in (None, any_) or regime in (None, any_):
         default_interval = any_
-    return thresholds.Scope(symbol or any_, interval or default_interval, regime or any_)
+    asked = (symbol, any_), (interval, default_interval), (regime, any_)
+    return thresholds.Scope(*(default if part is None else part for part, default in asked))
 
 
 def _set_limits(
     session: Session,
     settings: Settings,
     scope: thresholds.Scope,
-    limits: SeverityLimits | None,
+    limits: Mapping[str, float] | None,
     reason: str,
     now: datetime,
-) -> None:
-    thresholds.set_threshold(
+) -> datetime:
+    """From when on they hold: another's change may have come first."""
+    row = thresholds.set_threshold(
         session,
         scope,
         limits,
@@ -343,22 +360,7 @@ def _set_limits(
         why=check_reason(reason),
         hmac_key=settings.audit_key,
     )
-
-
-def _limits_at(session: Session, scope: thresholds.Scope, now: datetime) -> dict[str, float]:
-    """The limits that hold for what the scope names, as its most specific row has them."""
-    current = thresholds.history(session, current=True)
-    # In a replay a row that was written by the wall's clock may not hold yet.
-    rows = [row for row in current if _covers(row, scope) and row.valid_from <= now]
-    parts = ("symbol", "interval", "regime")
-    rows.sort(key=lambda row: [getattr(row, part) == thresholds.ANY for part in parts])
-    found = thresholds.limits_of(rows[0]) if rows else SeverityLimits()
-    return {name: getattr(found, name) for name in SeverityLimits.__dataclass_fields__}
-
-
-def _covers(row: thresholds.DriftThreshold, scope: thresholds.Scope) -> bool:
-    pairs = ((row.symbol, scope.symbol), (row.interval, scope.interval), (row.regime, scope.regime))
-    return all(own in (thresholds.ANY, asked) for own, asked in pairs)
+    return now if row is None else max(now, row.valid_from)
 
 
 def _fits(row: thresholds.DriftThreshold, scope: thresholds.Scope) -> bool:

@@ -66,7 +66,7 @@ def add(symbol: str, interval: str | None, cron: str | None, as_json: bool) -> N
     alphaplus key add SOLUSDT --interval 1h
     """
     settings = load_settings()
-    interval = interval or settings.default_interval
+    interval = settings.default_interval if interval is None else interval
     check_symbol(symbol)
     interval_duration(interval)
     schedule = _schedule()
@@ -148,7 +148,7 @@ def _say(
     symbol: str, regime: str, interval: str | None, reason: str, as_json: bool, *, freezing: bool
 ) -> None:
     settings = load_settings()
-    of = ModelKey(symbol, interval or settings.default_interval, regime)
+    of = ModelKey(symbol, settings.default_interval if interval is None else interval, regime)
     why = check_reason(reason)
     now, actor, signed_by = make_clock(settings).now(), cli_actor(), settings.audit_key
     with command_engine(settings) as engine, transaction(engine) as session:

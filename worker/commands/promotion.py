@@ -66,7 +66,7 @@ def promote(
     alphaplus promote BTCUSDT trending --version 3 --reason "two weeks of shadow look good"
     """
     settings = load_settings()
-    key = ModelKey(symbol, interval or settings.default_interval, regime)
+    key = ModelKey(symbol, settings.default_interval if interval is None else interval, regime)
 
     def choose(session: Session) -> ModelRow:
         from db import registry
@@ -104,7 +104,7 @@ def rollback(
     alphaplus rollback BTCUSDT trending
     """
     settings = load_settings()
-    key = ModelKey(symbol, interval or settings.default_interval, regime)
+    key = ModelKey(symbol, settings.default_interval if interval is None else interval, regime)
 
     def choose(session: Session) -> ModelRow:
         from db import registry

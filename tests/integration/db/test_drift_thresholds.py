@@ -31,7 +31,7 @@ def limits(high: float) -> SeverityLimits:
 
 
 def put(
-    engine: Engine, scope: Scope, chosen: SeverityLimits | None, now: datetime = NOW
+    engine: Engine, scope: Scope, chosen: SeverityLimits | dict[str, float] | None, now: datetime = NOW
 ) -> DriftThreshold | None:
     with transaction(engine) as session:
         return thresholds.set_threshold(
@@ -141,6 +141,28 @@ def test_of_two_who_set_limits_at_once_both_leave_a_row_and_one_holds(engine: En
         rows = session.scalars(sa.select(DriftThreshold).where(DriftThreshold.symbol == "BTCUSDT")).all()
         assert sorted(row.high for row in rows) == [0.3, 0.4]
         assert sum(row.valid_until is None for row in rows) == 1
+
+
+def test_changes_of_two_at_once_are_merged_whoever_read_the_clock_first(engine: Engine) -> None:
+    moment = iter(range(40))
+    for scope in (Scope.of(KEY), Scope("ETHUSDT"), Scope()):
+        for name, value in (("high", 0.25), ("ks", 0.5)):
+            put(engine, scope, {name: value}, NOW - timedelta(seconds=next(moment)))
+        with transaction(engine) as session:
+            assert thresholds.in_force(session, scope, NOW) == replace(DEFAULT, high=0.25, ks=0.5)
+    changes = [{"low": 0.01}, {"medium": 0.16}, {"critical": 0.9}, {"psi": 2.0}]
+    race(*(lambda change=change: put(engine, Scope.of(KEY), change) for change in changes))
+    assert held(engine) == SeverityLimits(ks=0.5, psi=2.0, low=0.01, medium=0.16, high=0.25, critical=0.9)
+
+
+def test_change_is_of_what_holds_for_the_scope_and_is_checked_with_it(engine: Engine) -> None:
+    put(engine, Scope("BTCUSDT"), limits(0.3))
+    row = put(engine, Scope.of(KEY), {"high": 0.4})
+    assert row is not None
+    assert thresholds.limits_of(row) == limits(0.4)
+    with pytest.raises(ConfigRejected, match=r"critical: 0\.9 .* over high \(0\.95\)"):
+        put(engine, Scope.of(KEY), {"high": 0.95})
+    assert held(engine) == limits(0.4)
 
 
 @pytest.mark.parametrize(

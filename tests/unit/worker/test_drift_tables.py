@@ -180,6 +180,17 @@ def test_summary_has_the_newest_models_scores_and_every_days_largest() -> None:
     }  # fmt: skip
 
 
+def test_champion_that_cannot_be_checked_comes_first_and_says_so() -> None:
+    bare = ModelKey("ETHUSDT", "1h", "all")
+    newest = [alert("features", drift_score=0.4, severity="critical")]
+    found = summarise([KEY, bare], newest, [], [], now=NOW, span_days=3, uncalibrated=[bare])
+    assert [(one.key, one.calibrated) for one in found] == [(bare, False), (KEY, True)]
+    assert found[0].to_json()["calibrated"] is False
+    text = shown(summary_table(found, days=3))
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert " ".join(text.split()).count("no calibration: train again") == 1
+
+
 def test_summary_of_the_longest_key_fits_a_terminal() -> None:
     days = [
         DriftDay(key=KEY, days_back=back, severity="critical", checks=24, largest_score=0.4)

@@ -39,14 +39,23 @@ def test_given_time_is_the_first_regimes_and_the_others_follow_an_hour_apart() -
     assert list(crons([], "15 22 * * 1-5").values()) == [
         "15 22 * * 1-5",
         "15 23 * * 1-5",
-        "15 0 * * 1-5",
-        "15 1 * * 1-5",
+        "15 0 * * 2,3,4,5,6",
+        "15 1 * * 2,3,4,5,6",
         "15 2 * * 0",
     ]
+    assert list(crons([], "0 23 * * sat").values())[:2] == ["0 23 * * sat", "0 0 * * 0"]
+    assert list(crons([], "0 23 * * *").values())[1] == "0 0 * * *"
 
 
 def test_given_cron_of_several_times_a_day_is_shared() -> None:
     assert list(crons([], "0 */6 * * *").values()) == ["0 */6 * * *"] * 4 + ["0 4 * * 0"]
+
+
+@pytest.mark.parametrize("days", ["1 * *", "*/2 * *", "* 6 *", "1-15 6 1"])
+def test_days_of_the_month_are_not_carried_past_midnight(days: str) -> None:
+    assert list(crons([], f"0 20 {days}").values())[:4] == [f"0 {hour} {days}" for hour in (20, 21, 22, 23)]
+    with pytest.raises(ConfigRejected, match=r"cron: .* expected an hour up to 20"):
+        crons([], f"0 21 {days}")
 
 
 def test_malformed_cron_is_refused() -> None:
