@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, aliased
 
 from db import audit, references
 from db.base import Json
+from db.final_words import is_waited_for
 from db.locks import lock
 from db.models import EvaluationRow, ModelRow
 from ml.errors import InputRejected, KeyRejected
@@ -145,7 +146,8 @@ def in_shadow(
     """The models that answer in shadow, each with its key's champion (None where there is none).
 
     These are the models of state ``shadow``, and what each champion took the place of, while ``now`` is
-    less than ``shadow_days`` after that promotion.
+    less than ``shadow_days`` after that promotion. Once its days or the reign are over, a pair stays for
+    what is still to be scored until it is settled: with the model that took the place, champion or not.
     """
     current = aliased(ModelRow)
     of_key = (getattr(current, part) == getattr(ModelRow, part) for part in ("symbol", "interval", "regime"))
@@ -154,15 +156,11 @@ def in_shadow(
         .outerjoin(current, sa.and_(*of_key, current.state == "champion"))
         .where(ModelRow.state == "shadow")
     )
-    replaced = (
-        sa.select(ModelRow, current)
-        .join(current, current.replaces_id == ModelRow.id)
-        .where(
-            current.state == "champion",
-            current.promoted_at > now - timedelta(days=shadow_days),
-            ModelRow.state == "archived",
-        )
-    )
+    over_at = sa.func.least(current.promoted_at + timedelta(days=shadow_days), current.archived_at)
+    runs = (current.state == "champion") & (ModelRow.state == "archived") & (over_at > now)
+    waits = is_waited_for(current, ModelRow, over_at, now) & ~ModelRow.details.has_key(ROLLED_BACK)
+    pairs = sa.select(ModelRow, current).join(current, current.replaces_id == ModelRow.id)
+    replaced = pairs.where(runs | waits)
     found = [(row, other) for query in (candidates, replaced) for row, other in session.execute(query)]
     return sorted(found, key=lambda pair: pair[0].id)
 

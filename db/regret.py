@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, aliased
 
 from db.base import Json
 from db.drift_models import DriftAction
+from db.final_words import GRACE, PROMOTED_AT, is_written
 from db.models import AuditEntry, EvaluationRow, ModelRow, TrainingJob
 from db.registry import ROLLED_BACK
 from ml.keys import ModelKey
@@ -19,8 +20,6 @@ from ml.keys import ModelKey
 __all__ = ["Ended", "Promotion", "final_rows", "promotions", "reason", "record", "rollbacks"]
 
 Ended = Literal["span", "replaced", "rolled_back"]
-PROMOTED_AT = "promoted_at"
-"""In the metrics of a final row, with the numbers: a model may take another's place more than once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,19 +49,12 @@ def promotions(
         of: of this model only.
     """
     replaced = aliased(ModelRow)
-    final = sa.exists().where(
-        EvaluationRow.model_id == replaced.id,
-        EvaluationRow.champion_id == ModelRow.id,
-        EvaluationRow.kind == "shadow",
-        EvaluationRow.as_of >= ModelRow.promoted_at,
-        EvaluationRow.metrics[PROMOTED_AT].astext.cast(sa.TIMESTAMP(timezone=True)) == ModelRow.promoted_at,
-    )
-    chain = _reigns(since=now - 2 * timedelta(days=shadow_days))
+    chain = _reigns(since=now - 2 * timedelta(days=shadow_days) - GRACE)
     query = (
         sa.select(ModelRow, replaced)
         .join(chain, chain.c.id == ModelRow.id)
         .join(replaced, replaced.id == ModelRow.replaces_id)
-        .where(~replaced.details.has_key(ROLLED_BACK), ~final)
+        .where(~replaced.details.has_key(ROLLED_BACK), ~is_written(ModelRow, replaced))
         .order_by(ModelRow.id)
     )
     if of is not None:

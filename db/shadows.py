@@ -24,7 +24,7 @@ from ml.live_accuracy import ResolvedSignals
 from ml.outcomes import live_until
 from ml.paired import PairedOutcomes
 
-__all__ = ["OF", "alone", "paired", "shadow_id", "to_score"]
+__all__ = ["OF", "alone", "has_open", "paired", "shadow_id", "to_score"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 OF = "of"
@@ -44,6 +44,7 @@ def to_score(
     since: datetime,
     has_champion: bool,
     limit: int,
+    until: datetime | None = None,
     after: tuple[datetime, UUID] | None = None,
 ) -> Sequence[Prediction]:
     """At most ``limit`` answers of the key that a model has not been asked about yet, the oldest first.
@@ -62,6 +63,7 @@ def to_score(
         since: when it began to; aware.
         has_champion: whether the key has one.
         limit: rows.
+        until: of the signals' times, included; aware. Without it there is no end.
         after: (``signal_time``, ``id``) of the last one seen: some cannot be scored and stay.
     """
     query = (
@@ -81,9 +83,35 @@ def to_score(
         .order_by(Prediction.signal_time, Prediction.id)
         .limit(limit)
     )
+    if until is not None:
+        query = query.where(Prediction.signal_time <= until)
     if after is not None:
         query = query.where(sa.tuple_(Prediction.signal_time, Prediction.id) > after)
     return session.scalars(query).all()
+
+
+def has_open(session: Session, model_id: int, *, since: datetime, until: datetime) -> bool:
+    """Whether a model, as champion, answered a signal whose outcome is still to be found out.
+
+    Args:
+        session: the caller's.
+        model_id: that model.
+        since: signal time, included; aware.
+        until: end of the horizon, included; aware.
+    """
+    open_ones = (
+        sa.select(Prediction.id)
+        .where(
+            Prediction.model_id == model_id,
+            Prediction.role == "champion",
+            Prediction.confidence.is_not(None),
+            Prediction.signal_time >= since,
+            Prediction.horizon_end <= until,
+            Prediction.resolved_at.is_(None),
+        )
+        .limit(1)
+    )
+    return session.scalar(open_ones) is not None
 
 
 def _is_scored(model_id: int) -> sa.ColumnElement[bool]:

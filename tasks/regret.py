@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from db import registry, shadows
 from db import regret as stored
+from db.final_words import GRACE
 from db.regret import Promotion
 from ml.config import LabelConfig
 from ml.evaluation import BLOCK_HORIZONS
@@ -70,6 +71,7 @@ def regret_ledger(
 def settle(resources: Resources) -> int:
     """Write the final word on every promotion that has ended without one; how many.
 
+    It waits until its signals are scored and their outcomes known, for ``db.final_words.GRACE`` at most.
     A transaction each, under the key's lock: of two runs at once the second finds it written. One that
     cannot be judged is logged, and keeps no other from its turn.
     """
@@ -85,7 +87,7 @@ def settle(resources: Resources) -> int:
             registry.lock_key(session, key)
             again = stored.promotions(session, now=now, shadow_days=settings.shadow_days, of=one.model.id)
             for promotion in again:
-                if promotion.ended is not None:
+                if promotion.ended is not None and not _is_waited_for(session, promotion, now):
                     _settle(session, promotion)
                     written += 1
     return written
@@ -109,6 +111,16 @@ def labels_of(model: registry.ModelRow) -> LabelConfig:
 def horizon_of(model: registry.ModelRow) -> timedelta:
     """How long its outcomes take at most."""
     return labels_of(model).horizon_bars * interval_duration(model.interval)
+
+
+def _is_waited_for(session: Session, promotion: Promotion, now: datetime) -> bool:
+    """Whether a signal of its weeks is still to be scored, or its outcome to be found out."""
+    new, old, since, until = promotion.model, promotion.replaced, promotion.promoted_at, promotion.until
+    if now >= until + GRACE or labels_of(new) != labels_of(old):
+        return False
+    return shadows.has_open(session, new.id, since=since, until=until) or bool(
+        shadows.to_score(session, new.key, old.id, since=since, until=until, has_champion=True, limit=1)
+    )
 
 
 def _settle(session: Session, promotion: Promotion) -> None:

@@ -6,7 +6,7 @@ import base64
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -75,7 +75,8 @@ def score_due(resources: Resources) -> Scored:
     done = Scored()
     for row, champion in pairs:
         with on_its_own("shadow_not_scored", row.key, model_version=row.version):
-            _score(resources, _Shadow(row, champion), settings.max_out_of_distribution, done, until)
+            shadow = _Shadow(row, champion, timedelta(days=settings.shadow_days))
+            _score(resources, shadow, settings.max_out_of_distribution, done, until)
     if done.rows or done.unreadable:
         log.info("shadows_scored", **asdict(done))
     return done
@@ -84,13 +85,15 @@ def score_due(resources: Resources) -> Scored:
 class _Shadow:
     """A model that answers in shadow, beside a champion or where the key has none."""
 
-    def __init__(self, row: registry.ModelRow, champion: registry.ModelRow | None) -> None:
+    def __init__(self, row: registry.ModelRow, champion: registry.ModelRow | None, span: timedelta) -> None:
         self.row = row
         self.has_champion = champion is not None
         # As a candidate, or from when another took its place.
-        since = row.shadow_at if row.state == "shadow" or champion is None else champion.promoted_at
+        after = None if row.state == "shadow" else champion
+        since = row.shadow_at if after is None else after.promoted_at
         assert since is not None
         self.since = since
+        self.until = None if after is None else min(since + span, after.archived_at or since + span)
 
 
 def _score(
@@ -108,6 +111,7 @@ def _score(
                 since=shadow.since,
                 has_champion=shadow.has_champion,
                 limit=BATCH,
+                until=shadow.until,
                 after=after,
             )
             fitting = [one for one in batch if len(one.features or b"") == ROW_BYTES]

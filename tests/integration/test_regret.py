@@ -12,6 +12,7 @@ import pytest
 from db import jobs, registry
 from db.drift_models import DriftAction
 from db.models import EvaluationRow
+from ml.keys import ModelKey
 from tasks.regret import RegretEntry, regret_ledger
 from tasks.review import review_due
 from tasks.shadow import score_due
@@ -20,7 +21,10 @@ from tests.integration.shadow_weeks import CUT, DAY, END, HOUR, INVERTED, KEY, L
 
 pytestmark = pytest.mark.drift
 
+ALL = ModelKey("BTCUSDT", "1h", "all")
 SPAN = START + 28 * DAY
+TEN = START + 10 * DAY
+MOMENT = timedelta(microseconds=1)
 
 
 @pytest.fixture
@@ -54,7 +58,9 @@ def by_hand(weeks: Weeks, until: datetime) -> tuple[int, float]:
     pairs = [
         (given[UUID(row.details["of"])], row)
         for row in weeks.predictions("shadow")
-        if row.confidence is not None and row.label is not None and row.horizon_end <= until
+        if row.confidence is not None
+        and given[UUID(row.details["of"])].label is not None
+        and row.horizon_end <= until
     ]
     gains = [
         ((old.confidence or 0) - (new.label or 0)) ** 2 - ((new.confidence or 0) - (new.label or 0)) ** 2
@@ -143,6 +149,90 @@ def test_a_promotion_whose_days_passed_while_nobody_looked_is_settled_all_the_sa
     [row] = final(weeks)
     assert row.as_of == SPAN
     assert row.rows > 200
+
+
+@pytest.mark.parametrize("late", ["scored", "resolved"])
+def test_the_final_word_waits_for_what_is_still_to_be_scored_or_resolved(weeks: Weeks, late: str) -> None:
+    """The worker was down for the last days of the span."""
+    weeks = short(weeks)
+    weeks.promote(weeks.variant(LIKE_THE_TREES).id, START)
+    live(weeks, START + 4 * DAY)
+    weeks.answer(START + 4 * DAY, TEN)
+    if late == "scored":
+        weeks.resolve(TEN)
+    else:
+        score_due(weeks.at(TEN))
+
+    assert review(weeks, TEN) == review(weeks, TEN + 3 * DAY - MOMENT) == 0
+    assert final(weeks) == []
+    score_due(weeks.at(TEN))
+    weeks.resolve(TEN)
+    assert review(weeks, TEN) == 1
+
+    [row] = final(weeks)
+    assert (row.rows, row.metrics["ended"]) == (by_hand(weeks, TEN)[0], "span")
+    assert row.rows > 90
+
+
+def test_after_the_grace_the_final_word_is_on_what_is_known(weeks: Weeks) -> None:
+    weeks = short(weeks)
+    weeks.promote(weeks.variant(LIKE_THE_TREES).id, START)
+    live(weeks, START + 4 * DAY)
+    weeks.answer(START + 4 * DAY, TEN)
+    weeks.resolve(TEN)
+
+    assert review(weeks, TEN + 3 * DAY) == 1
+
+    [row] = final(weeks)
+    assert 20 < row.rows < 90
+    assert score_due(weeks.at(TEN + DAY)).rows == 0  # nobody waits for more
+
+
+@pytest.mark.parametrize("ended", ["replaced", "rolled_back"])
+def test_what_a_reign_that_is_over_left_to_be_scored_is_scored_before_the_final_word(
+    weeks: Weeks, ended: str
+) -> None:
+    old, second = weeks.champion(), weeks.variant(LIKE_THE_TREES)
+    weeks.promote(second.id, START)
+    given = weeks.answer(START, TEN)
+    if ended == "replaced":
+        weeks.promote(weeks.variant(INVERTED).id, TEN)
+    else:
+        with weeks.at(TEN).transaction() as session:
+            registry.rollback(session, KEY, now=TEN, actor="cli:ada", why="", details={})
+    after = weeks.answer(TEN, TEN + DAY)
+    weeks.resolve(TEN + DAY)
+    assert review(weeks, TEN + DAY) == 0
+
+    done = score_due(weeks.at(TEN + DAY))
+
+    judged = [(row.model_id, row.details["of"]) for row in weeks.predictions("shadow")]
+    assert sum(model_id == old.id for model_id, _ in judged) == given
+    assert sum(model_id == second.id for model_id, _ in judged) == after
+    assert done.rows == given + after
+    assert review(weeks, TEN + DAY) == 1
+    [row] = final(weeks)
+    assert (row.champion_id, row.as_of, row.metrics["ended"]) == (second.id, TEN, ended)
+    assert row.rows == by_hand(weeks, TEN)[0] > 90
+
+
+def test_one_promotion_that_cannot_be_judged_keeps_no_other_from_its_final_word(weeks: Weeks) -> None:
+    weeks = short(weeks)
+    strange = weeks.variant(LIKE_THE_TREES, ALL)
+    with weeks.resources.transaction() as session:
+        row = session.get_one(registry.ModelRow, strange.id)
+        row.config = row.config | {"labels": {"horizon_bars": "a day"}}
+    weeks.promote(strange.id, START)
+    weeks.promote(weeks.variant(LIKE_THE_TREES).id, START)
+    live(weeks, TEN)
+
+    assert review(weeks, TEN) == 1
+    assert [row.regime for row in weeks.evaluations("shadow")] == ["trending"]
+
+
+def short(weeks: Weeks) -> Weeks:
+    """The same with a span of ten days."""
+    return Weeks(weeks.resources.settings.required_database_url, shadow_days=10)
 
 
 def test_the_drift_action_that_led_to_it_says_whether_it_paid(weeks: Weeks) -> None:

@@ -103,11 +103,16 @@ def test_answers_that_are_drained_late_are_judged_late(weeks: Weeks, replaced: i
     assert score_due(weeks.at(WEEK + HOUR)) == Scored(rows=earlier)
 
 
-def test_after_the_shadow_days_a_replaced_champion_judges_no_more(weeks: Weeks, replaced: int) -> None:
-    weeks.answer(START, WEEK)
+def test_after_the_shadow_days_a_replaced_champion_judges_what_was_left_of_them_and_no_more(
+    trained_database_url: str,
+) -> None:
+    weeks = Weeks(trained_database_url, shadow_days=7)
+    weeks.promote(weeks.variant(LIKE_THE_TREES).id, START)
+    given = weeks.answer(START, WEEK)
+    assert weeks.answer(WEEK, WEEK + 2 * DAY) > 0
 
-    assert score_due(weeks.at(START + 28 * DAY)) == Scored()
-    assert score_due(weeks.at(START + 28 * DAY - timedelta(microseconds=1))).rows > 0
+    assert score_due(weeks.at(WEEK + 3 * DAY)) == Scored()
+    assert score_due(weeks.at(WEEK + 3 * DAY - timedelta(microseconds=1))) == Scored(rows=given)
 
 
 def test_answers_given_before_the_change_or_too_late_to_be_live_are_not_judged(

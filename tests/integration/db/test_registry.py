@@ -326,9 +326,20 @@ def test_models_in_shadow_are_candidates_and_what_each_champion_replaced_for_its
             return [(row.id, None if current is None else current.id) for row, current in found]
 
     candidates = [(shadow, three), (alone, None)]
-    assert pairs(timedelta(0)) == [(two, three), *candidates]
+    assert pairs(timedelta(0)) == [(one, two), (two, three), *candidates]  # the first one's reign is over
+    assert pairs(timedelta(days=3)) == [(two, three), *candidates]
     assert pairs(timedelta(days=14, microseconds=-1)) == [(two, three), *candidates]
+    assert pairs(timedelta(days=17, microseconds=-1)) == [(two, three), *candidates]
+    assert pairs(timedelta(days=17)) == candidates
+    with transaction(engine) as session:
+        registry.rollback(session, KEY, now=AS_OF, actor="test", why="", details={})
+    # Each for what the other answered: the third one's reign is over, the second one's has begun again.
+    candidates[0] = (shadow, two)
+    assert pairs(timedelta(days=1)) == [(two, three), (three, two), *candidates]
+    assert pairs(timedelta(days=3)) == [(three, two), *candidates]
     assert pairs(timedelta(days=14)) == candidates
+    with transaction(engine) as session:
+        registry.promote(session, three, now=AS_OF, actor="test", why="", details={})
     with transaction(engine) as session:
         assert [row.id for row in registry.champions(session)] == [three]
 
