@@ -345,6 +345,12 @@ class Prediction(Keyed, Base):
             postgresql_where=text("decision <> 'reject'"),
         ),
         Index("ix_ml_performance_tracking_model", "model_id", text("signal_time DESC")),
+        Index(
+            "ix_ml_performance_tracking_shadow",
+            "model_id",
+            text("(metadata ->> 'of')"),
+            postgresql_where=text("role = 'shadow'"),
+        ),
         Index("ix_ml_performance_tracking_open", "horizon_end", postgresql_where=text("resolved_at IS NULL")),
     )
 

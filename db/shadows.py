@@ -51,7 +51,7 @@ def to_score(
 
     Those given from ``since`` on with their features, in time (``ml.outcomes.live_until``), by another
     model. A row may be drained late, so every row since then is looked at, by the index of the key, and those
-    that are scored already are left out by the index of the model.
+    that are scored already are left out by the index of what the model has judged.
 
     An answer of the fallback is one of the key ``all``, whatever the regime of its market; a key without a
     champion is asked about those too, for nobody else answers there.
@@ -66,19 +66,20 @@ def to_score(
         until: of the signals' times, included; aware. Without it there is no end.
         after: (``signal_time``, ``id``) of the last one seen: some cannot be scored and stay.
     """
+    step = interval_duration(key.interval)
     query = (
         sa.select(Prediction)
         .where(
             Prediction.symbol == key.symbol,
             Prediction.interval == key.interval,
             *_asked(key, has_champion),
-            Prediction.signal_time >= since - interval_duration(key.interval),
+            Prediction.signal_time >= since - step,
             Prediction.role == "champion",
             Prediction.features.is_not(None),
             Prediction.as_of >= since,
             Prediction.as_of <= Prediction.signal_time + (live_until(EPOCH, key.interval) - EPOCH),
             Prediction.model_id.is_distinct_from(model_id),
-            ~_is_scored(model_id),
+            ~_is_scored(model_id, since - step),
         )
         .order_by(Prediction.signal_time, Prediction.id)
         .limit(limit)
@@ -114,11 +115,12 @@ def has_open(session: Session, model_id: int, *, since: datetime, until: datetim
     return session.scalar(open_ones) is not None
 
 
-def _is_scored(model_id: int) -> sa.ColumnElement[bool]:
+def _is_scored(model_id: int, since: datetime) -> sa.ColumnElement[bool]:
+    """Found by the row judged, not by its time: a signal's answers would be compared each with each."""
     scored = aliased(Prediction)
     return sa.exists().where(
         scored.model_id == model_id,
-        scored.signal_time == Prediction.signal_time,
+        scored.signal_time >= since,
         scored.role == "shadow",
         scored.details[OF].astext == sa.cast(Prediction.id, sa.Text),
     )

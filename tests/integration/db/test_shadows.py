@@ -7,10 +7,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from benchmarks.queries import Size, fill, plans
 from db import predictions, registry, shadows
+from db.models import Prediction
 from db.session import transaction
 from ml.keys import ModelKey
 from tests.integration.db.prediction_rows import HOUR, at, outcome
@@ -135,6 +137,55 @@ def test_a_signal_that_can_have_no_outcome_is_left_out_and_hides_no_later_one(
         predictions.resolve(session, gap)
 
     assert hours(engine, new, old) == [0, 2]
+
+
+def test_the_answers_to_one_busy_signal_are_not_compared_each_with_each(
+    engine: Engine, models: tuple[int, int]
+) -> None:
+    new, old = models
+    store(engine, answered(0, new, old))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for statement in (_repeat("champion", "t.metadata"), _repeat("shadow", OF_EACH, old), ANALYZE):
+            connection.execute(sa.text(statement))
+    ran: list[tuple[str, Any]] = []
+
+    def capture(_c: object, _k: object, statement: str, parameters: Any, *_: object) -> None:
+        ran.append((statement, parameters))
+
+    sa.event.listen(engine, "before_cursor_execute", capture)
+    with transaction(engine) as session:
+        assert not shadows.to_score(session, KEY, old, since=AS_OF, has_champion=True, limit=1)
+        statement, parameters = ran[-1]
+        explained = session.connection().exec_driver_sql(
+            f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters
+        )
+        assert _discarded(explained.scalar_one()[0]["Plan"]) < 10 * ANSWERS
+
+
+ANSWERS = 2000
+ANALYZE = "ANALYZE ml_performance_tracking"
+OF_EACH = "jsonb_build_object('of', t.id::text, 'threshold', 0.5)"
+
+
+def _repeat(role: str, metadata: str, model_id: int | None = None) -> str:
+    """SQL for ``ANSWERS`` more answers like the one that is there, or for each what another model says."""
+    columns = [one.name for one in sa.inspect(Prediction).columns]
+    said = {"id": "gen_random_uuid()", "role": f"'{role}'", "metadata": metadata}
+    if model_id is not None:
+        said["model_id"] = str(model_id)
+    times = f"generate_series(1, {ANSWERS}) AS g" if role == "champion" else "generate_series(1, 1) AS g"
+    return (
+        f"INSERT INTO ml_performance_tracking ({', '.join(columns)}) "
+        f"SELECT {', '.join(said.get(one, f't.{one}') for one in columns)} "
+        f"FROM ml_performance_tracking AS t, {times} WHERE t.role = 'champion'"
+    )
+
+
+def _discarded(node: dict[str, Any]) -> float:
+    """Rows that a plan looked at in vain."""
+    removed = ("Rows Removed by Join Filter", "Rows Removed by Filter")
+    own = sum(node.get(name, 0) for name in removed) * node["Actual Loops"]
+    return float(own + sum(map(_discarded, node.get("Plans", ()))))
 
 
 def test_a_million_rows_are_not_read_to_find_a_few(engine: Engine) -> None:
