@@ -3,14 +3,15 @@
 The gates asked for significance on rows that it had not seen; the shadow phase asks whether live signals
 agree. Beside a champion its Brier score on the signals that both answered must be the better one. Where the
 key has no champion it must beat the patterns' own confidence, with the lower bound of its Brier skill over 0.
-Too few outcomes are a no.
+Too few outcomes are a no, and so is another champion than the one that the gates held it against: live
+signals alone ask for no significance.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
@@ -22,7 +23,10 @@ from ml.live_accuracy import live_accuracy
 from ml.paired import MIN_SIGNALS, regret
 from tasks.regret import SAMPLES, horizon_of, labels_of, paired_outcomes
 
-__all__ = ["ShadowDecision", "decide", "record"]
+__all__ = ["HELD_AGAINST", "ShadowDecision", "decide", "record"]
+
+HELD_AGAINST: Final = "held_against_id"
+"""In a model's details: the champion of its key when its gates were asked; null where there was none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +80,10 @@ def decide(
         else _beside(session, row, champion, row.shadow_at, now)
     )
     # Options that ask for nothing would keep it waiting for ever.
-    return made if over or not asked.on or 0 < asked.signals <= made.rows else None
+    if not (over or not asked.on or 0 < asked.signals <= made.rows):
+        return None
+    changed = _changed(session, row, champion)
+    return made.held(changed) if changed else made
 
 
 def record(
@@ -106,6 +113,28 @@ def record(
         )
     )
     session.flush()
+
+
+def _changed(session: Session, row: registry.ModelRow, champion: registry.ModelRow | None) -> str:
+    """What to say where another model answers than the gates held it against; empty where the same does.
+
+    Of one that was registered before this was kept: whether somebody became champion while it was in shadow.
+    """
+    assert row.shadow_at is not None
+    now_id = None if champion is None else champion.id
+    if HELD_AGAINST not in row.details:
+        if champion is None or champion.promoted_at is None or champion.promoted_at <= row.shadow_at:
+            return ""
+        before = "another champion"
+    else:
+        before_id = row.details[HELD_AGAINST]
+        if before_id == now_id:
+            return ""
+        before = "no champion"
+        if before_id is not None:
+            before = f"version {session.get_one(registry.ModelRow, before_id).version}"
+    now = "none" if champion is None else f"version {champion.version}"
+    return f"version {row.version} was held against {before}, {now} answers now: train again"
 
 
 def _beside(

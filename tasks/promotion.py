@@ -21,6 +21,7 @@ from ml.errors import RetryLater
 from ml.evaluation import Evaluation
 from ml.promotion import Decision
 from ml.training import Challenger
+from tasks.candidates import HELD_AGAINST
 from tasks.run import Run
 
 __all__ = ["Judged", "save_challenger"]
@@ -144,6 +145,7 @@ def _register(
             "drift_score": challenger.drift.test_score,
             "has_edge": challenger.model.return_bins.has_edge,
             "left_out": judged.left_out,
+            HELD_AGAINST: None if judged.champion is None else judged.champion.id,
         },
     )
 

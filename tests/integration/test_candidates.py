@@ -9,6 +9,7 @@ from db import keys, registry
 from db.models import Artifact
 from ml.calibration import SigmoidCalibration
 from ml.keys import ModelKey
+from tasks.candidates import HELD_AGAINST
 from tasks.review import ACTOR, Reviewed, review_due
 from tasks.shadow import score_due
 from tests.integration.shadow_weeks import DAY, INVERTED, KEY, LIKE_THE_TREES, START, Weeks
@@ -71,6 +72,64 @@ def test_a_candidate_that_is_worse_live_is_rejected_with_its_reason(weeks: Weeks
     assert "not under that of version 1" in entry.why
     [row] = weeks.evaluations("shadow")
     assert (row.promote, row.decision) == (False, entry.details["decision"])
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "registered before it was noted"])
+def test_one_that_was_held_against_a_champion_rolled_back_since_is_rejected(
+    weeks: Weeks, noted: bool
+) -> None:
+    """It is clearly better than the champion that answers now, on hundreds of signals, but its gates asked
+    nothing of that."""
+    old, bad, candidate = weeks.champion(), weeks.variant(INVERTED), weeks.variant(LIKE_THE_TREES)
+    weeks.promote(bad.id, START)
+    weeks.to_shadow(candidate.id, START, days=20)
+    if noted:
+        note(weeks, candidate.id, bad.id)
+    with weeks.at(START + DAY).transaction() as session:
+        registry.rollback(
+            session, KEY, now=START + DAY, actor="cli:ada", why="it looks bad to me", details={}
+        )
+    live(weeks, 20)
+
+    done, announced = review(weeks, 20)
+
+    assert (done.promoted, done.rejected, announced) == ([], [str(KEY)], [])
+    assert (weeks.champion().id, weeks.model(candidate.id).state) == (old.id, "rejected")
+    before = f"version {bad.version}" if noted else "another champion"
+    words = f"version {candidate.version} was held against {before}, version 1 answers now: train again"
+    assert weeks.audit()[-1].why == words
+    [row] = weeks.evaluations("shadow")
+    assert (row.promote, row.metrics["brier_difference"]["value"] > 0) == (False, True)
+
+
+def test_one_whose_champion_was_away_for_a_while_and_is_back_is_decided_on(weeks: Weeks) -> None:
+    old, other, candidate = weeks.champion(), weeks.variant(INVERTED), weeks.variant(LIKE_THE_TREES)
+    weeks.to_shadow(candidate.id, START, days=20)
+    note(weeks, candidate.id, old.id)
+    weeks.promote(other.id, START + DAY)
+    weeks.promote(old.id, START + 2 * DAY)
+    live(weeks, 20)
+
+    assert review(weeks, 20)[0].promoted == [str(KEY)]
+
+
+def test_one_that_was_held_against_no_champion_is_rejected_where_there_is_one_now(weeks: Weeks) -> None:
+    candidate = weeks.variant(LIKE_THE_TREES)
+    weeks.to_shadow(candidate.id, START, days=20)
+    note(weeks, candidate.id, None)
+    live(weeks, 20)
+
+    assert review(weeks, 20)[0] == Reviewed(rejected=[str(KEY)])
+
+    words = "version 2 was held against no champion, version 1 answers now: train again"
+    assert weeks.audit()[-1].why == words
+
+
+def note(weeks: Weeks, model_id: int, champion_id: int | None) -> None:
+    """Whom its gates held a candidate against, as a training notes it."""
+    with weeks.resources.transaction() as session:
+        row = session.get_one(registry.ModelRow, model_id)
+        row.details = row.details | {HELD_AGAINST: champion_id}
 
 
 def test_it_is_decided_at_the_outcome_asked_for_and_none_sooner(weeks: Weeks) -> None:

@@ -14,6 +14,7 @@ from db.models import AuditEntry, EvaluationRow, ModelRow
 from db.session import transaction
 from ml.dataset import ROW_FEATURE_NAMES, label_signals
 from tasks.base import Resources
+from tasks.candidates import HELD_AGAINST
 from tests.trained import CHAMPIONS, CUT, TRAINING, resources_of, train
 from worker.tables import outcome_text
 
@@ -56,6 +57,9 @@ def test_with_a_shadow_phase_a_challenger_that_passes_answers_in_shadow_first(re
         row = registry.get(session, KEY, 2)
         assert row is not None
         assert (row.shadow_at, row.promoted_at) == (resources.clock.now(), None)
+        first = registry.get(session, KEY, 1)
+        assert first is not None
+        assert (first.details[HELD_AGAINST], row.details[HELD_AGAINST]) == (None, first.id)
         assert references.load(session, row.id) is not None
         entry = audit.recent(session, 1)[0]
         assert (entry.action, entry.subject) == ("shadow", str(KEY))
