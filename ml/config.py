@@ -137,9 +137,8 @@ class DriftConfig(_Frozen):
     """What drift checks compare, and how often they may be wrong. See ml/drift.py."""
 
     window_rows: int = Field(
-        250, ge=200, le=5000, description="newest signals of the regime: the current sample"
+        250, ge=200, le=5000, description="newest signals of the regime; with fewer these are not checked"
     )
-    min_rows: int = Field(200, ge=100, le=5000, description="with fewer nothing is checked")
     window_days: float = Field(
         180.0, gt=0, le=3650, description="older signals are no part of the current sample"
     )
@@ -151,12 +150,6 @@ class DriftConfig(_Frozen):
     cooldown_days: float = Field(
         7.0, ge=0, le=365, description="after a retraining a key is left alone so long"
     )
-
-    @model_validator(mode="after")
-    def _minimum_fits_the_window(self) -> Self:
-        if self.min_rows > self.window_rows:
-            raise ValueError("drift.min_rows must be at most drift.window_rows")
-        return self
 
 
 class TrainingConfig(_Frozen):

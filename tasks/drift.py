@@ -51,10 +51,11 @@ def check_drift(self: DriftTask, symbol: str, regime: str, interval: str | None 
 
     Returns:
         ``state`` is ``checked``, with ``severity`` and ``score`` of the worst kind, ``checks`` kind by kind,
-        the ``action`` taken or that is open, and ``snoozed_until`` where nothing is started. Or why nothing
-        was checked, with a ``detail``: ``no_champion``, ``no_calibration``, ``no_candles``, ``too_few_rows``
-        (with ``rows`` and ``limit``), ``no_new_candles``, ``champion_changed``, or a code of
-        ``ml.inference.ABSTAIN_REASONS`` where the champion cannot answer.
+        the ``action`` taken or that is open, and ``snoozed_until`` where nothing is started; where signals
+        were too few for some kinds, ``not_checked`` names these, with ``rows``, ``limit`` and ``detail``. Or
+        why nothing was checked, with a ``detail``: ``no_champion``, ``no_calibration``, ``no_candles``,
+        ``too_few_rows`` (with ``rows`` and ``limit``; no outcome is known either), ``no_new_candles``,
+        ``champion_changed``, or a code of ``ml.inference.ABSTAIN_REASONS`` where the champion cannot answer.
 
     Raises:
         KeyRejected: an argument.

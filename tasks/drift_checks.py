@@ -53,6 +53,8 @@ class _Current:
     as_of: datetime
     """Close of the newest candle."""
     features: NDArray[np.float32]
+    short: dict[str, Any] | None
+    """Why these are not compared: ``rows``, ``limit`` and ``detail``; None where they are enough."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,6 +65,8 @@ class _Sample:
     as_of: datetime
     limits: SeverityLimits
     checks: tuple[DriftCheck, ...]
+    """At least one."""
+    short: dict[str, Any] | None
 
     def severities(self) -> list[str]:
         """Of each check."""
@@ -122,7 +126,11 @@ class DriftChecks:
                 return current
             limits = thresholds.thresholds(session, key, now)
             checks = _compare(session, subject, current, limits, config.false_retrainings_per_month, now)
-        return _Sample(model=subject.row, as_of=current.as_of, limits=limits, checks=checks)
+        if current.short is not None and not checks:
+            return {"state": "too_few_rows", **current.short}
+        return _Sample(
+            model=subject.row, as_of=current.as_of, limits=limits, checks=checks, short=current.short
+        )
 
     def _subject(self, session: Session, key: ModelKey) -> _Subject | dict[str, Any]:
         row = registry.champion(session, key)
@@ -153,11 +161,11 @@ class DriftChecks:
         checked = drift.checked_until(session, key, subject.row.id)
         if checked is not None and checked >= as_of:
             return _checked_before(checked)
-        features, least = signals.newest(key, rows, after=after), min(config.min_rows, rows)
-        if len(features) < least:
-            detail = f"{len(features)} signals of {key} {span}; at least {least} are needed"
-            return {"state": "too_few_rows", "rows": len(features), "limit": least, "detail": detail}
-        return _Current(as_of, features)
+        features, short = signals.newest(key, rows, after=after), None
+        if len(features) < rows:  # the null is of full windows
+            detail = f"{len(features)} signals of {key} {span}; at least {rows} are needed"
+            short = {"rows": len(features), "limit": rows, "detail": detail}
+        return _Current(as_of, features, short)
 
     def _record(
         self, session: Session, key: ModelKey, sample: _Sample, slot: datetime | None, now: datetime
@@ -214,21 +222,25 @@ def _compare(
     now: datetime,
 ) -> tuple[DriftCheck, ...]:
     """Every kind, as far as there is something to compare. ``budget``: false retrainings a month."""
-    row, reference, calibration = subject.row, subject.reference, subject.calibration
-    confidence = subject.predictor.confidence(current.features)
+    row, calibration = subject.row, subject.calibration
     live = live_until(now, row.interval) - now
     assert row.promoted_at is not None
     answers = drift.matured(session, row.key, row.id, since=row.promoted_at, until=now, live=live)
+    outcomes = check_outcomes(
+        calibration.outcomes,
+        answers.confidence,
+        answers.label,
+        answers.signal_time,
+        budget_per_month=budget,
+    )
+    if current.short is not None:
+        return outcomes
+    reference, features = subject.reference, current.features
+    confidence = subject.predictor.confidence(features)
     return (
-        check_features(reference, calibration.features, current.features, limits, budget_per_month=budget),
+        check_features(reference, calibration.features, features, limits, budget_per_month=budget),
         check_confidence(reference, calibration.confidence, confidence, limits, budget_per_month=budget),
-        *check_outcomes(
-            calibration.outcomes,
-            answers.confidence,
-            answers.label,
-            answers.signal_time,
-            budget_per_month=budget,
-        ),
+        *outcomes,
     )
 
 
@@ -254,6 +266,10 @@ def _alarm(key: ModelKey, sample: _Sample, recorded: list[UUID]) -> Alarm:
 
 
 def _report(sample: _Sample, recorded: list[UUID], alarm: Alarm, snoozed: datetime | None) -> dict[str, Any]:
+    short = {}
+    if sample.short is not None:
+        detail = f"features and scores were not checked: {sample.short['detail']}"
+        short = sample.short | {"detail": detail, "not_checked": ["features", "scores"]}
     return {
         "state": "checked",
         "version": sample.model.version,
@@ -272,4 +288,5 @@ def _report(sample: _Sample, recorded: list[UUID], alarm: Alarm, snoozed: dateti
             for found, check, severity in zip(recorded, sample.checks, sample.severities(), strict=True)
         ],
         "snoozed_until": snoozed and snoozed.isoformat(),
+        **short,
     }

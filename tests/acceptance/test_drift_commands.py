@@ -156,7 +156,7 @@ def test_key_with_too_few_signals_is_not_checked_and_the_exit_code_says_so(
     told = cli("drift", "check", "BTCUSDT", "trending")
     assert told.exit_code == 1
     assert words(told).startswith(f"{TRENDING} was not checked: too few rows: ")
-    assert "at least 200 are needed" in told.stdout
+    assert "at least 250 are needed" in told.stdout
     plain = cli("drift", "check", "BTCUSDT", "trending", "--json")
     assert (plain.exit_code, json.loads(plain.stdout)["state"]) == (1, "too_few_rows")
 

@@ -263,11 +263,33 @@ def test_a_champion_trained_before_drift_was_calibrated_says_to_train_again(syst
 
 
 def test_too_few_rows_are_said_with_their_number_and_the_limit(make: Callable[..., System]) -> None:
+    for days, least in ((3, 1), (20, 200)):
+        system = make(training={"drift": {"window_days": days}})
+        found = system.check(TRENDING)
+        assert (found["state"], found["limit"]) == ("too_few_rows", 250)
+        assert least <= found["rows"] < 250
+        assert found["detail"].startswith(f"{found['rows']} signals of BTCUSDT 1h trending after 2019-")
+        assert found["detail"].endswith("; at least 250 are needed")
+        assert system.alerts() == []
+
+
+def test_outcomes_are_checked_where_signals_are_too_few_for_the_other_kinds(
+    make: Callable[..., System],
+) -> None:
     system = make(training={"drift": {"window_days": 3}})
-    found = system.check(TRENDING)
-    assert (found["state"], found["limit"]) == ("too_few_rows", 200)
-    assert 0 < found["rows"] < 200
-    assert system.alerts() == []
+    resolve_disappointing(system, ALL)
+
+    found = system.check(ALL)
+
+    assert (found["state"], found["severity"]) == ("checked", "critical")
+    assert [one["kind"] for one in found["checks"]] == ["calibration", "accuracy"]
+    assert [alert.kind for alert in system.alerts()] == ["accuracy", "calibration"]
+    assert found["action"]["action"] == "retrain_now"
+    assert (found["not_checked"], found["limit"]) == (["features", "scores"], 250)
+    assert found["detail"].startswith(
+        f"features and scores were not checked: {found['rows']} signals of BTCUSDT 1h all after 2019-"
+    )
+    assert "not_checked" not in make().check(SIDEWAYS)
 
 
 def test_a_series_that_stopped_long_ago_has_no_candles(system: System) -> None:
@@ -300,8 +322,19 @@ def test_a_champion_replaced_while_it_was_checked_alarms_nobody(system: System) 
 
 
 def test_outcomes_that_are_not_what_the_champion_promised_are_drift_too(system: System) -> None:
+    resolve_disappointing(system, ALL)
+    found = system.check(ALL)
+    kinds = {one["kind"]: one for one in found["checks"]}
+    assert set(kinds) == {"features", "scores", "calibration", "accuracy"}
+    assert kinds["calibration"]["rows"] == 200
+    assert kinds["calibration"]["severity"] == "critical"
+    assert found["action"]["alert_id"] in {kinds["calibration"]["alert_id"], kinds["accuracy"]["alert_id"]}
+
+
+def resolve_disappointing(system: System, key: ModelKey) -> None:
+    """200 answers of 0.75, of which a third was right."""
     with system.resources.transaction() as session:
-        model = registry.champion(session, ALL)
+        model = registry.champion(session, key)
         assert model is not None
         rows = [
             record(
@@ -318,9 +351,3 @@ def test_outcomes_that_are_not_what_the_champion_promised_are_drift_too(system: 
         predictions.resolve(
             session, [outcome(row, label=int(number % 3 == 0)) for number, row in enumerate(rows)]
         )
-    found = system.check(ALL)
-    kinds = {one["kind"]: one for one in found["checks"]}
-    assert set(kinds) == {"features", "scores", "calibration", "accuracy"}
-    assert kinds["calibration"]["rows"] == 200
-    assert kinds["calibration"]["severity"] == "critical"
-    assert found["action"]["alert_id"] in {kinds["calibration"]["alert_id"], kinds["accuracy"]["alert_id"]}
