@@ -98,7 +98,7 @@ def test_one_that_was_held_against_a_champion_rolled_back_since_is_rejected(
     before = f"version {bad.version}" if noted else "another champion"
     words = f"version {candidate.version} was held against {before}, version 1 answers now: train again"
     assert weeks.audit()[-1].why == words
-    [row] = weeks.evaluations("shadow")
+    [row] = [row for row in weeks.evaluations("shadow") if row.model_id == candidate.id]
     assert (row.promote, row.metrics["brier_difference"]["value"] > 0) == (False, True)
 
 
