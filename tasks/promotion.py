@@ -54,7 +54,8 @@ def save_challenger(
     """Store the challenger with its evaluation and reference; promote it, or let it answer in shadow, if the
     gates let it, the key is not frozen and no other answers in shadow.
 
-    A challenger whose bytes the key has already changes nothing: same candles, same options, same model.
+    A challenger whose bytes the key has already is the same model, of the same candles and options: it gets
+    what drift checks need where an earlier version stored none, and nothing else changes.
 
     Returns:
         The job's outcome.
@@ -66,6 +67,7 @@ def save_challenger(
     sha256 = sha256_hex(body)
     existing = registry.find_by_artifact(session, run.key, sha256)
     if existing is not None:
+        _save_drift(session, existing, judged)
         return _outcome(existing, judged, result="unchanged")
     artifacts.put(session, sha256=sha256, body=body, kind="model", address=None, metadata={})
     registry.lock_key(session, run.key)  # no promotion, rollback or freeze from here on
@@ -78,10 +80,14 @@ def save_challenger(
     judged = replace(judged, decision=decision)
     row = _register(session, run, judged, sha256)
     _record_evaluations(session, run, judged, row)
-    drift = judged.challenger.drift
-    references.save(session, row.id, drift.reference)
-    references.save_calibration(session, row.id, drift.calibration)
+    _save_drift(session, row, judged)
     return _outcome(row, judged, result=_settle(session, run, judged, row))
+
+
+def _save_drift(session: Session, row: registry.ModelRow, judged: Judged) -> None:
+    """What is there stays as it is."""
+    references.save(session, row.id, judged.challenger.drift.reference)
+    references.save_calibration(session, row.id, judged.challenger.drift.calibration)
 
 
 def _unless_frozen(session: Session, run: Run, decision: Decision) -> Decision:

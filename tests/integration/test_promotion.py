@@ -10,9 +10,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from db import audit, evaluations, jobs, keys, references, registry
+from db.drift_models import DriftNull, ReferenceFeature
 from db.models import AuditEntry, EvaluationRow, ModelRow
 from db.session import transaction
 from ml.dataset import ROW_FEATURE_NAMES, label_signals
+from ml.drift import CONFIDENCE
 from tasks.base import Resources
 from tasks.candidates import HELD_AGAINST
 from tests.trained import CHAMPIONS, CUT, TRAINING, resources_of, train
@@ -224,6 +226,32 @@ def test_a_probe_that_fails_rejects_with_the_row_and_the_feature(
     (reason,) = outcome["decision"]["reasons"]
     assert "signal of 2019-" in reason
     assert f": {ROW_FEATURE_NAMES[0]} is " in reason
+
+
+def test_training_the_same_model_again_gives_it_the_drift_calibration_that_it_lacks(
+    resources: Resources,
+) -> None:
+    """A model of the version before: its checks say "train again", and that must help."""
+    with resources.transaction() as session:
+        row = registry.champion(session, KEY)
+        assert row is not None
+        made = references.load_calibration(session, row.id)
+        session.execute(sa.delete(DriftNull).where(DriftNull.model_id == row.id))
+        nameless = sa.delete(ReferenceFeature).where(ReferenceFeature.model_id == row.id)
+        session.execute(nameless.where(ReferenceFeature.feature == CONFIDENCE))
+    assert made is not None
+
+    for _ in range(2):
+        outcome = train(resources, KEY)
+
+        assert (outcome["result"], outcome["model_id"]) == ("unchanged", row.id)
+        with resources.transaction() as session:
+            found = references.load_calibration(session, row.id)
+            reference = references.load(session, row.id)
+        assert found is not None
+        assert found.to_json() == made.to_json()
+        assert reference is not None and reference.confidence is not None
+    assert states(resources) == [(1, "champion")]
 
 
 def test_a_change_that_is_undone_leaves_nothing_of_the_candidate(
