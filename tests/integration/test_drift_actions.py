@@ -242,6 +242,7 @@ def test_the_job_that_did_a_superseded_ones_work_gives_the_outcome(system: Syste
     assert system.run()[0] == {"closed": [str(KEY)]}
     (action,) = system.actions()
     assert (action.job_id, action.outcome and action.outcome["version"]) == ("another", 5)
+    assert action.outcome is not None
     assert action.outcome["adopted"]
 
 
