@@ -19,7 +19,7 @@ from ml.rows import SignalRows
 from ml.sightings import Sighting, Window
 from ml.signals import SignalRequest
 
-__all__ = ["ANSWERED", "LOOKED_AT", "TOLERANCE", "answers", "no_look_ahead"]
+__all__ = ["ANSWERED", "LOOKED_AT", "TOLERANCE", "answers", "answers_alike", "no_look_ahead"]
 
 ANSWERED = 16
 """Test rows that the loaded model answers."""
@@ -34,10 +34,7 @@ Bools = NDArray[np.bool_]
 
 
 def answers(predictor: Predictor, booster: bytes, rows: SignalRows, *, seed: int) -> GateResult:
-    """Store the model, load it, and let it answer some rows one by one, as a worker does.
-
-    Passes where each confidence is that of the judged model bit for bit, finite and inside (0, 1), and both
-    say the same of positive and accepted.
+    """Give the model its stored form, load that, and let it answer, as ``answers_alike`` says.
 
     Args:
         predictor: the model as it was judged.
@@ -45,14 +42,29 @@ def answers(predictor: Predictor, booster: bytes, rows: SignalRows, *, seed: int
         rows: that it was judged on.
         seed: of the choice among them.
     """
-    name = "probe_answers"
-    if not len(rows):
-        return GateResult(name, None, 0.0, False, "no test row to answer; without data the gate fails")
     body = to_bytes(predictor.model)
     try:
         loaded = load(body, sha256_hex(body), booster)
     except ArtifactCorrupt as error:
-        return GateResult(name, None, 0.0, False, f"the stored model does not load: {error}")
+        return GateResult("probe_answers", None, 0.0, False, f"the stored model does not load: {error}")
+    return answers_alike(predictor, loaded, rows, seed=seed)
+
+
+def answers_alike(predictor: Predictor, loaded: Predictor, rows: SignalRows, *, seed: int) -> GateResult:
+    """Let a loaded model answer some rows one by one, as a worker does.
+
+    Passes where each confidence is that of the judged model bit for bit, finite and inside (0, 1), and both
+    say the same of positive and accepted.
+
+    Args:
+        predictor: the model as it was judged.
+        loaded: the same, from what is stored of it.
+        rows: that it was judged on.
+        seed: of the choice among them.
+    """
+    name = "probe_answers"
+    if not len(rows):
+        return GateResult(name, None, 0.0, False, "no test row to answer; without data the gate fails")
     chosen = _sample(np.arange(len(rows)), ANSWERED, seed)
     features = rows.features[chosen]
     judged = predictor.confidence(features)
@@ -65,8 +77,8 @@ def answers(predictor: Predictor, booster: bytes, rows: SignalRows, *, seed: int
         return GateResult(name, 0.0, 0.0, True, detail, data)
     first = int(np.flatnonzero(wrong)[0])
     detail = (
-        f"stored and loaded, it answers {answered[first]!r} where {judged[first]!r} was judged, to the "
-        f"{_signal(rows, int(chosen[first]))} ({data['wrong']} of {len(chosen)} test rows)"
+        f"stored and loaded, it answers {answered[first].item()!r} where {judged[first].item()!r} was "
+        f"judged, to the {_signal(rows, int(chosen[first]))} ({data['wrong']} of {len(chosen)} test rows)"
     )
     return GateResult(name, float(wrong.sum()), 0.0, False, detail, data)
 

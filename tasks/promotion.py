@@ -15,10 +15,11 @@ from typing import Any, Final, TypedDict
 from sqlalchemy.orm import Session
 
 from db import artifacts, evaluations, keys, references, registry
-from ml.artifact import sha256_hex, to_bytes
+from ml.artifact import attach, read_model, sha256_hex, to_bytes
 from ml.config import ShadowConfig
-from ml.errors import RetryLater
+from ml.errors import ArtifactCorrupt, RetryLater
 from ml.evaluation import Evaluation
+from ml.probes import answers_alike
 from ml.promotion import Decision
 from ml.training import Challenger
 from tasks.candidates import HELD_AGAINST
@@ -62,6 +63,7 @@ def save_challenger(
 
     Raises:
         RetryLater: the key's champion changed since the challenger was held against it.
+        ArtifactCorrupt: what the database keeps of it is damaged, or answers otherwise than was judged.
     """
     body = to_bytes(judged.challenger.model)
     sha256 = sha256_hex(body)
@@ -70,6 +72,7 @@ def save_challenger(
         _save_drift(session, existing, judged)
         return _outcome(existing, judged, result="unchanged")
     artifacts.put(session, sha256=sha256, body=body, kind="model", address=None, metadata={})
+    _require_stored(session, run, judged, sha256)
     registry.lock_key(session, run.key)  # no promotion, rollback or freeze from here on
     champion = registry.champion(session, run.key)
     if (champion and champion.id) != (judged.champion and judged.champion.id):
@@ -82,6 +85,20 @@ def save_challenger(
     _record_evaluations(session, run, judged, row)
     _save_drift(session, row, judged)
     return _outcome(row, judged, result=_settle(session, run, judged, row))
+
+
+def _require_stored(session: Session, run: Run, judged: Judged, sha256: str) -> None:
+    """Read the challenger back from the database, as a worker would, and let it answer; the gate knows only
+    bytes in memory. One that the gates let through answers as it was judged. Raises ArtifactCorrupt."""
+    body = artifacts.get(session, sha256)
+    model = read_model(body, sha256)
+    stored = attach(model, artifacts.get(session, model.booster_sha256), json_bytes=len(body))
+    challenger = judged.challenger
+    probe = answers_alike(challenger.predictor, stored, challenger.test, seed=run.config.fit.seed)
+    if judged.decision.promote and not probe.passed:
+        raise ArtifactCorrupt(
+            f"{run.key}: the challenger in the database is not what was judged: {probe.detail}"
+        )
 
 
 def _save_drift(session: Session, row: registry.ModelRow, judged: Judged) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
@@ -13,8 +14,10 @@ from db import audit, evaluations, jobs, keys, references, registry
 from db.drift_models import DriftNull, ReferenceFeature
 from db.models import AuditEntry, EvaluationRow, ModelRow
 from db.session import transaction
+from ml.artifact import Predictor, attach
 from ml.dataset import ROW_FEATURE_NAMES, label_signals
 from ml.drift import CONFIDENCE
+from ml.errors import ArtifactCorrupt
 from tasks.base import Resources
 from tasks.candidates import HELD_AGAINST
 from tests.trained import CHAMPIONS, CUT, TRAINING, resources_of, train
@@ -226,6 +229,52 @@ def test_a_probe_that_fails_rejects_with_the_row_and_the_feature(
     (reason,) = outcome["decision"]["reasons"]
     assert "signal of 2019-" in reason
     assert f": {ROW_FEATURE_NAMES[0]} is " in reason
+
+
+@pytest.mark.parametrize("kind", ["booster", "model"])
+@pytest.mark.parametrize("gates", [LENIENT, LENIENT | {"min_f1": 1}], ids=["passes", "fails its gates"])
+def test_bytes_that_the_database_does_not_keep_as_they_were_register_nothing(
+    resources: Resources, kind: str, gates: dict[str, Any]
+) -> None:
+    """One bit of what is written comes out another: the gates, which know the bytes in memory, pass."""
+    damage = f"""
+        CREATE FUNCTION damage() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            NEW.body := set_bit(NEW.body, 4000, 1 - get_bit(NEW.body, 4000));
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER damage BEFORE INSERT ON ml_model_artifacts FOR EACH ROW
+            WHEN (NEW.kind = '{kind}') EXECUTE FUNCTION damage();
+    """
+    with resources.transaction() as session:
+        session.execute(sa.text(damage))
+        before = audit.recent(session, 1)[0].id
+
+    with pytest.raises(ArtifactCorrupt, match="restore ml_model_artifacts from a backup, or train again"):
+        again(resources, 7, gates=gates)
+
+    assert states(resources) == [(1, "champion")]
+    with resources.transaction() as session:
+        assert audit.recent(session, 1)[0].id == before
+
+
+def test_a_stored_model_that_answers_otherwise_than_was_judged_registers_nothing(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sound bytes, read by code that makes something else of them: by the last bit of a confidence."""
+
+    def otherwise(*args: Any, **options: Any) -> Predictor:
+        found = attach(*args, **options)
+        exact = found.confidence
+        monkeypatch.setattr(found, "confidence", lambda features: np.nextafter(exact(features), 1))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.promotion.attach", otherwise)
+        with pytest.raises(ArtifactCorrupt, match="is not what was judged: stored and loaded, it answers 0"):
+            again(resources, 7)
+
+    assert states(resources) == [(1, "champion")]
+    assert again(resources, 7)["result"] == "promoted"
 
 
 def test_training_the_same_model_again_gives_it_the_drift_calibration_that_it_lacks(
