@@ -24,7 +24,7 @@ from db.drift_models import DriftAlert, DriftDetail
 from db.models import ModelRow, Prediction
 from ml.alarms import DriftCheck, SeverityLimits
 from ml.candles import to_datetime64
-from ml.keys import ModelKey
+from ml.keys import REGIMES, ModelKey
 
 __all__ = [
     "DriftAlert",
@@ -51,6 +51,8 @@ class Matured:
     confidence: NDArray[np.float64]
     label: NDArray[np.float64]
     """0 or 1."""
+    regime: NDArray[np.int8]
+    """Of the signal: index into ``REGIMES``, -1 where it is not known."""
     signal_time: NDArray[np.datetime64]
 
 
@@ -205,7 +207,7 @@ def matured(
         live: an answer given longer after its signal does not count.
     """
     query = (
-        sa.select(Prediction.signal_time, Prediction.confidence, Prediction.label)
+        sa.select(Prediction.signal_time, Prediction.confidence, Prediction.label, Prediction.regime)
         .ext(distinct_on(Prediction.signal_time, Prediction.direction))
         .where(
             Prediction.model_id == model_id,
@@ -221,9 +223,11 @@ def matured(
         .order_by(Prediction.signal_time, Prediction.direction, Prediction.as_of, Prediction.id)
     )
     rows = session.execute(query).all()
+    code = {name: index for index, name in enumerate(REGIMES)}
     return Matured(
         confidence=np.array([row.confidence for row in rows], dtype=np.float64),
         label=np.array([row.label for row in rows], dtype=np.float64),
+        regime=np.array([code.get(row.regime, -1) for row in rows], dtype=np.int8),
         signal_time=np.array([to_datetime64(row.signal_time) for row in rows], dtype="datetime64[us]"),
     )
 

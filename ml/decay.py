@@ -10,6 +10,10 @@ The outcomes the model was judged by, its test rows, are the known good past: th
 them, so a model that is bad from its first day is found too. The sums start at 0: those rows were accepted,
 and what they added up to is no news of the time since.
 
+Each value counts by how far it is off the judged mean of its regime. A model of ``all`` is judged on every
+regime, but answers only those that have no model of their own: had these a worse mean from the start, their
+share of the answers would be taken for decay.
+
 How high the statistic must be is read off lives without drift, made of blocks of the judged rows: see
 ``outcome_null``.
 """
@@ -25,6 +29,7 @@ from numpy.typing import NDArray
 
 from ml.alarms import BUDGET_SHARES, AlarmLevels, DriftCheck, alarm_levels, drift_score
 from ml.config import DriftConfig
+from ml.keys import REGIMES
 
 __all__ = [
     "GoodPast",
@@ -37,6 +42,8 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+Codes = NDArray[np.int8]
+"""Indices into ``REGIMES``; of live rows -1 where the regime is not known."""
 OutcomeKind = Literal["calibration", "accuracy"]
 
 FORGETTING: Final = 1 - 0.0001
@@ -78,7 +85,10 @@ class GoodPast:
 class SeriesNull:
     """One series of one model where nothing drifts."""
 
+    centre: tuple[float, ...]
+    """See ``_centre``."""
     past: GoodPast
+    """Of the series less its centre."""
     levels: AlarmLevels
     quantiles: tuple[float, ...]
     """Of the statistic over the simulated lives, evenly from the lowest to the highest: for p-values."""
@@ -86,6 +96,7 @@ class SeriesNull:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
+            "centre": list(self.centre),
             "past": asdict(self.past),
             "levels": self.levels.to_json(),
             "quantiles": list(self.quantiles),
@@ -95,6 +106,7 @@ class SeriesNull:
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """The inverse of ``to_json``."""
         return cls(
+            centre=tuple(value["centre"]),
             past=GoodPast(**value["past"]),
             levels=AlarmLevels.from_json(value["levels"]),
             quantiles=tuple(value["quantiles"]),
@@ -149,6 +161,7 @@ def page_hinkley(series: Floats, *, past: GoodPast) -> tuple[Floats, Floats]:
 def outcome_null(
     confidence: Floats,
     label: Floats,
+    regime: Codes,
     close_time: NDArray[np.datetime64],
     config: DriftConfig,
     *,
@@ -166,6 +179,7 @@ def outcome_null(
     Args:
         confidence: (n,) of the judged rows, in [0, 1].
         label: (n,) their outcomes, 0 or 1.
+        regime: (n,) index into ``REGIMES``.
         close_time: (n,) ascending.
         config: blocks, months and cooldown.
         seed: same input and seed, same result.
@@ -188,9 +202,20 @@ def outcome_null(
         for ratio in BLOCK_RATIOS
     ]
     return OutcomeNull(
-        calibration=_series_null("calibration", residual, lives, config),
-        accuracy=_series_null("accuracy", residual**2, lives, config),
+        calibration=_series_null("calibration", residual, regime, lives, config),
+        accuracy=_series_null("accuracy", residual**2, regime, lives, config),
     )
+
+
+def _centre(series: Floats, regime: Codes) -> Floats:
+    """(R + 1,) judged mean by regime; that of all n rows where a regime has fewer than ``MIN_JUDGED``.
+
+    The last, which index -1 finds, is that of all rows.
+    """
+    rows = np.bincount(regime, minlength=len(REGIMES))
+    total = np.bincount(regime, weights=series, minlength=len(REGIMES))
+    means = np.where(rows >= MIN_JUDGED, total / np.maximum(rows, 1), series.mean())
+    return np.append(means, series.mean())
 
 
 class _Lives:
@@ -220,15 +245,17 @@ class _Lives:
         kept = day < days
         return place[kept] % len(self._at), day[kept]
 
-    def statistic(self, kind: OutcomeKind, series: Floats) -> tuple[Floats, Floats]:
+    def statistic(self, kind: OutcomeKind, series: Floats, regime: Codes) -> tuple[Floats, Floats]:
         """(d,) highest of each day with an outcome, life after life, and (d,) the days.
 
+        Each life has the centre of its own judged past: that is as uncertain as the past is.
         A cooldown is days long, so of a day it only counts whether it was over a level at any time of it.
         """
         paths, days = [], []
         for number, (judged, live, day) in enumerate(self._lives):
             if len(judged) and len(live):
-                path = _statistic(kind, *page_hinkley(series[live], past=GoodPast.of(series[judged])))
+                off = series - _centre(series[judged], regime[judged])[regime]
+                path = _statistic(kind, *page_hinkley(off[live], past=GoodPast.of(off[judged])))
                 first = np.flatnonzero(np.diff(np.floor(day), prepend=-1.0))
                 paths.append(np.maximum.reduceat(path, first))
                 days.append(day[first] + number * self._days)
@@ -236,12 +263,14 @@ class _Lives:
 
 
 def _series_null(
-    kind: OutcomeKind, series: Floats, simulations: Sequence[_Lives], config: DriftConfig
+    kind: OutcomeKind, series: Floats, regime: Codes, simulations: Sequence[_Lives], config: DriftConfig
 ) -> SeriesNull:
-    found = [lives.statistic(kind, series) for lives in simulations]
+    found = [lives.statistic(kind, series, regime) for lives in simulations]
+    centre = _centre(series, regime)
     quantiles = np.quantile(np.concatenate([path for path, _ in found]), np.linspace(0, 1, QUANTILES))
     return SeriesNull(
-        past=GoodPast.of(series),
+        centre=tuple(centre.tolist()),
+        past=GoodPast.of(series - centre[regime]),
         levels=strictest([alarm_levels(*one, cooldown_days=config.cooldown_days) for one in found]),
         quantiles=tuple(quantiles.tolist()),
     )
@@ -268,6 +297,7 @@ def check_outcomes(
     null: OutcomeNull,
     confidence: Floats,
     label: Floats,
+    regime: Codes,
     signal_time: NDArray[np.datetime64],
     *,
     budget_per_month: float,
@@ -280,13 +310,14 @@ def check_outcomes(
         null: of the champion.
         confidence: (m,) as it answered, m >= 0.
         label: (m,) 0 or 1; signals whose outcome is not known are not given.
+        regime: (m,) index into ``REGIMES``, or -1.
         signal_time: (m,) ascending.
         budget_per_month: a key's false retrainings of all kinds together.
 
     Returns:
-        *calibration* and *accuracy*, or nothing where no outcome is known. ``details`` holds ``mean_judged``
-        and ``mean_live`` of the series, ``direction`` (up or down) and ``since``, the signal with which the
-        statistic last left 0 (None: it is 0).
+        *calibration* and *accuracy*, or nothing where no outcome is known. ``details`` holds ``mean_live``
+        of the series and ``mean_judged`` of as many judged rows of each of its regimes, ``direction`` (up or
+        down) and ``since``, the signal with which the statistic last left 0 (None: it is 0).
 
     Raises:
         ValueError: signals out of order, or one without confidence or outcome.
@@ -297,15 +328,21 @@ def check_outcomes(
         raise ValueError("outcomes must be known and sorted by signal_time")
     residual = confidence - label
     return (
-        _check("calibration", null.calibration, residual, signal_time, budget_per_month),
-        _check("accuracy", null.accuracy, residual**2, signal_time, budget_per_month),
+        _check("calibration", null.calibration, residual, regime, signal_time, budget_per_month),
+        _check("accuracy", null.accuracy, residual**2, regime, signal_time, budget_per_month),
     )
 
 
 def _check(
-    kind: OutcomeKind, null: SeriesNull, series: Floats, time: NDArray[np.datetime64], budget: float
+    kind: OutcomeKind,
+    null: SeriesNull,
+    series: Floats,
+    regime: Codes,
+    time: NDArray[np.datetime64],
+    budget: float,
 ) -> DriftCheck:
-    up, down = page_hinkley(series, past=null.past)
+    expected = np.array(null.centre)[regime]
+    up, down = page_hinkley(series - expected, past=null.past)
     upward = kind == "accuracy" or bool(up[-1] >= down[-1])
     path = up if upward else down
     statistic, level = float(path[-1]), null.levels.at(budget * BUDGET_SHARES[kind])
@@ -320,7 +357,7 @@ def _check(
         statistic=statistic,
         level=level,
         details={
-            "mean_judged": null.past.mean,
+            "mean_judged": float(expected.mean()) + null.past.mean,
             "mean_live": float(series.mean()),
             "direction": "up" if upward else "down",
             "since": str(time[left]) if left < len(time) else None,

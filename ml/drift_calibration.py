@@ -88,7 +88,7 @@ def drift_reference(
     calibration = DriftCalibration(
         features=feature_null(trained.features, trained.close_time, weights, reference, config, seed=seed),
         confidence=feature_null(as_feature, unseen.close_time, np.ones(1), said, config, seed=seed),
-        outcomes=outcome_null(test_confidence, test.label, test.close_time, config, seed=seed),
+        outcomes=outcome_null(test_confidence, test.label, test.regime, test.close_time, config, seed=seed),
     )
     budget = config.false_retrainings_per_month
     checked = check_features(

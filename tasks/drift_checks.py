@@ -230,6 +230,7 @@ def _compare(
         calibration.outcomes,
         answers.confidence,
         answers.label,
+        answers.regime,
         answers.signal_time,
         budget_per_month=budget,
     )

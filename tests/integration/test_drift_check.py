@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from db import drift, drift_actions, jobs, predictions, registry, thresholds
+from db import drift, drift_actions, jobs, predictions, references, registry, thresholds
 from db.drift_models import DriftAlert, DriftNull
 from db.models import Artifact, ModelRow, TrainingJob
 from db.thresholds import Scope
@@ -328,6 +328,16 @@ def test_outcomes_that_are_not_what_the_champion_promised_are_drift_too(system: 
     assert set(kinds) == {"features", "scores", "calibration", "accuracy"}
     assert kinds["calibration"]["rows"] == 200
     assert kinds["calibration"]["severity"] == "critical"
+    with system.resources.transaction() as session:
+        alert = drift.get_alert(session, UUID(kinds["calibration"]["alert_id"]))
+        assert alert is not None
+        assert alert.model_id is not None
+        calibration = references.load_calibration(session, alert.model_id)
+        assert calibration is not None
+    judged = calibration.outcomes.calibration
+    volatile = judged.centre[REGIMES.index("volatile")] + judged.past.mean
+    assert alert.details["mean_judged"] == pytest.approx(volatile)
+    assert alert.details["mean_judged"] != pytest.approx(judged.centre[0] + judged.past.mean)
     assert found["action"]["alert_id"] in {kinds["calibration"]["alert_id"], kinds["accuracy"]["alert_id"]}
 
 
@@ -344,6 +354,7 @@ def resolve_disappointing(system: System, key: ModelKey) -> None:
                 as_of=(CUT + (2 + hour) * HOUR).isoformat(),
                 horizon_end=(CUT + (14 + hour) * HOUR).isoformat(),
                 confidence=0.75,
+                regime="volatile",
             )
             for hour in range(200)
         ]

@@ -18,7 +18,7 @@ from db import drift, predictions, registry
 from db.drift_models import DriftAlert, DriftDetail
 from db.session import transaction
 from ml.alarms import DriftCheck, FeatureDrift, SeverityLimits
-from ml.keys import ModelKey
+from ml.keys import REGIMES, ModelKey
 from tests.integration.db.prediction_rows import outcome, write
 from tests.integration.db.prediction_rows import record as prediction
 from tests.integration.db.rows import AS_OF, KEY, add_model, race, save_drift
@@ -212,7 +212,7 @@ def test_matured_outcomes_are_the_champions_own_live_ones_each_signal_once(
     counted = [
         at(0, **own, as_of=at(0)["signal_time"], confidence=0.6),
         at(1, **own, as_of=at(1)["signal_time"], confidence=0.7, regime="volatile"),
-        at(1, **own, as_of=at(1)["signal_time"], confidence=0.2, direction=-1),
+        at(1, **own, as_of=at(1)["signal_time"], confidence=0.2, direction=-1, regime="all"),
     ]
     left_out = [
         at(0, **own, as_of=at(1)["signal_time"], confidence=0.9),  # asked again
@@ -243,6 +243,8 @@ def test_matured_outcomes_are_the_champions_own_live_ones_each_signal_once(
         nothing = drift.matured(session, ETH, model, since=AS_OF, until=AS_OF + 15 * HOUR, live=HOUR)
     assert found.confidence.tolist() == [0.6, 0.2, 0.7]
     assert found.label.tolist() == [1.0, 1.0, 0.0]
+    assert found.regime.tolist() == [0, -1, REGIMES.index("volatile")]
+    assert found.regime.dtype == np.dtype(np.int8)
     hours = (found.signal_time - np.datetime64("2019-10-17", "us")) / np.timedelta64(1, "h")
     assert hours.tolist() == [0.0, 1.0, 1.0]
     assert (len(nothing.label), nothing.signal_time.dtype) == (0, np.dtype("datetime64[us]"))
