@@ -133,7 +133,8 @@ def outcome_text(job: TrainingJob, model: ModelRow | None) -> str:
             fate = "in shadow" if outcome.get("result") == "shadow" else "promoted"
             return f"version {model.version} {fate}, AUC {estimate_text(model.metrics.get('auc'))}{edge}"
         failed = [gate["name"] for gate in model.decision.get("gates", ()) if not gate["passed"]]
-        return f"version {model.version} rejected by {', '.join(failed) or 'its frozen key'}"
+        why = f" by {', '.join(failed)}" if failed else ": " + "; ".join(model.decision.get("reasons", ()))
+        return f"version {model.version} rejected{why}"
     if job.superseded_by is not None:
         return f"job {job.superseded_by[:8]} trains this key"
     named = outcome.get("refused") or outcome.get("error") or outcome.get("reason")

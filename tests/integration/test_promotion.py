@@ -151,7 +151,9 @@ def test_a_frozen_key_keeps_its_champion_and_says_by_whom(resources: Resources) 
         row = registry.get(session, KEY, 2)
         assert row is not None
         assert (row.decision["promote"], row.decision["reasons"]) == (False, [reason])
-        assert outcome_text(jobs.recent(session, 1)[0], row) == "version 2 rejected by its frozen key"
+        assert "version 2 rejected: BTCUSDT 1h trending is frozen" in outcome_text(
+            jobs.recent(session, 1)[0], row
+        )
         judged = evaluations.recent(session, KEY, 5)
         assert [one.promote for one in judged if one.model_id == row.id] == [False]
         assert audit.recent(session, 1)[0].why == reason
