@@ -3,12 +3,13 @@
     python -m benchmarks.drift_study                  # the wheel's hourly BTC and ETH
     python -m benchmarks.drift_study --candles DIR    # SYMBOL-1h.csv.gz files: open_time, open, high, ...
     python -m benchmarks.drift_study --plots docs     # and the figures of docs/drift.md
+    python -m benchmarks.drift_study --kinds          # features, scores, calibration and accuracy together
 
 Each key learns from the rows before its test span, as a training does. False alarms: ten years of those
 rows in blocks, drawn with other seeds than the null's; retrainings triggered a month by the features alone,
 with the upper 95 % bound. Shifts: windows of 200 such rows, the three most important features moved up or
 down by chance. Later rows: the newest 250 at each tenth row of the test span; nobody knows how much of what
-they score is drift.
+they score is drift. All kinds: fifty years, see ``benchmarks.drift_joint``.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.drift_joint import Champion, OutcomeRows, joint_rate
 from benchmarks.drift_power import (
     RETRAINED,
     Learned,
@@ -35,6 +37,7 @@ from benchmarks.svg_plot import Plot
 from ml.alarms import BUDGET_SCORE, SEVERITIES, SeverityLimits, triggered
 from ml.config import FitConfig, SplitConfig, TrainingConfig
 from ml.drift_simulation import DAYS_PER_MONTH
+from ml.errors import TrainingRefused
 from ml.keys import MODEL_REGIMES, ModelKey
 from ml.rows import SignalRows
 from ml.training import fit_booster, own_rows
@@ -42,6 +45,8 @@ from ml.training import fit_booster, own_rows
 INTERVAL: Final = "1h"
 BLOCKS: Final = (7.0, 14.0, 30.0)
 MONTHS: Final = 120.0
+JOINT_MONTHS: Final = 600.0
+"""Alarms of outcomes come in clumps, some lives many and most none: ten lives are too few."""
 SHIFTED_ROWS: Final = 200
 RUNS: Final = 100
 EVERY_ROWS: Final = 10
@@ -68,8 +73,12 @@ def main() -> None:
     )
     parser.add_argument("--candles", type=Path, metavar="DIR")
     parser.add_argument("--plots", type=Path, metavar="DIR")
+    parser.add_argument("--kinds", action="store_true", help="only the table of all kinds together")
     arguments = parser.parse_args()
     rows = wheel_rows() if arguments.candles is None else folder_rows(arguments.candles)
+    if arguments.kinds:
+        print_kinds(rows, TrainingConfig(fit=FitConfig(threads=1), bootstrap_samples=100))
+        return
     blocks = " | ".join(f"false, {days:g}-day blocks" for days in BLOCKS)
     print(f"| key | rows | {blocks} | 1 sigma | smallest | later rows | a month |")
     print(f"|---|---|{'---|' * len(BLOCKS)}---|---|---|---|")
@@ -81,6 +90,28 @@ def main() -> None:
         arguments.plots.mkdir(exist_ok=True)
         (arguments.plots / "drift-year.svg").write_text(year_plot(keys[0]), encoding="utf-8")
         (arguments.plots / "drift-power.svg").write_text(power_plot(keys), encoding="utf-8")
+
+
+def print_kinds(rows: SignalRows, config: TrainingConfig) -> None:
+    """The table of false retrainings by all kinds, by the rows that outcomes are drawn from."""
+    cells = [(outcomes, days) for outcomes in get_args(OutcomeRows) for days in BLOCKS]
+    print(f"| key | {' | '.join(f'{outcomes}, {days:g}-day blocks' for outcomes, days in cells)} |")
+    print(f"|---|{'---|' * len(cells)}")
+    fitted = fit_booster(rows, config, interval=INTERVAL)
+    for symbol, regime in itertools.product(rows.symbols, MODEL_REGIMES):
+        key = ModelKey(symbol, INTERVAL, regime)
+        try:
+            champion = Champion.of(key, rows, fitted, config)
+        except TrainingRefused as refused:
+            print(f"| {symbol} {regime} | {refused} |")
+            continue
+        found = []
+        for number, (outcomes, days) in enumerate(cells):
+            rate = joint_rate(
+                champion, outcomes=outcomes, block_days=days, months=JOINT_MONTHS, seed=SEED + 10 * number
+            ).all_kinds
+            found.append(f"{rate.per_month:.2f} [{rate.upper:.2f}]")
+        print(f"| {symbol} {regime} | {' | '.join(found)} |", flush=True)
 
 
 def study(rows: SignalRows, config: TrainingConfig) -> Iterator[Studied]:

@@ -106,30 +106,31 @@ class SimulatedTime:
         if len(at) < 2 or at[-1] <= 0 or (np.diff(at) < 0).any():
             raise ValueError("a simulation needs rows sorted by close_time, over some span of time")
         warm_up = 2 * window_rows * at[-1] / len(at) + block_days
-        self._rows, self._day = draw_days(
+        self.rows, self.day = draw_days(
             at,
             days=months * DAYS_PER_MONTH + warm_up,
             block_days=block_days,
             generator=np.random.default_rng(seed),
         )
+        """Which row each simulated one is, and its day."""
         self._features, self._reference, self._window = features, reference, window_rows
-        step = max(window_rows // CHECKS_PER_WINDOW, len(self._rows) // COARSE_CHECKS, 1)
+        step = max(window_rows // CHECKS_PER_WINDOW, len(self.rows) // COARSE_CHECKS, 1)
         self._coarse = self.ends(step)
         self.coarse = self.checks(self._coarse)
         """Checks at even steps: what statistics are like at any time."""
 
     def ends(self, step: int = 1) -> Rows:
         """How many rows there have been at the moments of checks: at each ``step``-th row."""
-        return np.arange(self._window, len(self._rows) + 1, step)
+        return np.arange(self._window, len(self.rows) + 1, step)
 
     def checks(self, ends: Rows) -> SimulatedChecks:
         """Check the newest ``window_rows`` at each of these moments (k,), ascending."""
         ks, psi = np.empty((2, len(ends), len(self._reference.features)))
         for column, feature in enumerate(self._reference.features):
             values = self._features[:, column]
-            ks[:, column] = _ks(feature.sample, values, self._rows, ends, self._window)
-            psi[:, column] = _psi(feature, values, self._rows, ends, self._window)
-        return SimulatedChecks(ks=ks, psi=psi, day=self._day[ends - 1])
+            ks[:, column] = _ks(feature.sample, values, self.rows, ends, self._window)
+            psi[:, column] = _psi(feature, values, self.rows, ends, self._window)
+        return SimulatedChecks(ks=ks, psi=psi, day=self.day[ends - 1])
 
     def follow(self, statistic: Callable[[SimulatedChecks], Floats]) -> tuple[Floats, Floats]:
         """The statistic over time, with every check that may be an alarm.
@@ -144,7 +145,7 @@ class SimulatedTime:
         found = statistic(self.coarse)
         high = found >= np.quantile(found, PEAK_QUANTILE)
         near = np.append((high[:-1] | high[1:]), False)
-        step = -(-len(self._rows) // FINE_ROWS)
+        step = -(-len(self.rows) // FINE_ROWS)
         fine = self.ends(step)
         fine = fine[near[np.searchsorted(self._coarse, fine, side="right") - 1]]
         fine = np.setdiff1d(fine, self._coarse)
