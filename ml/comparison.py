@@ -115,19 +115,22 @@ class Comparison:
 
     baseline: Literal["champion", "patterns"]
     challenger: Evaluation | None
-    """On the compared rows; None where there are too few."""
+    """On the compared rows; None where there are too few, or ``why_not`` says why there are none."""
     champion: Evaluation | None = None
     gains: Gains | None = None
     """Over the champion."""
     slices: tuple[Slice, ...] | None = ()
     """Of patterns with rows enough; None where fewer than ``MIN_BLOCKS`` blocks hold any rows."""
+    why_not: str | None = None
+    """Why the two cannot be compared at all, as a sentence."""
 
 
 def compare(challenger: Challenger, champion: Predictor | None, config: TrainingConfig) -> Comparison:
     """Judge both on those of the challenger's test rows that the champion has not seen either.
 
     Those are all of them unless the boundaries moved back: older candles came in, or the shares changed.
-    Under ``min_test_rows`` of them there is nothing to compare. What is left favours the champion: it was
+    Under ``min_test_rows`` of them there is nothing to compare; nor where the champion's labels are others:
+    it would be judged by a question that it was not asked. What is left favours the champion: it was
     chosen for doing well on an older part of these rows.
 
     Args:
@@ -140,6 +143,10 @@ def compare(challenger: Challenger, champion: Predictor | None, config: Training
     if champion is None:
         slices = _slices(rows, confidence, rows.pattern_confidence, challenger, config)
         return Comparison(baseline="patterns", challenger=judged, slices=slices)
+    if champion.model.labels != challenger.model.labels:
+        return Comparison(
+            baseline="champion", challenger=None, slices=None, why_not=_other_labels(challenger, champion)
+        )
     unseen = rows.close_time >= np.datetime64(champion.model.spans["test_start"], "us")
     if unseen.sum() < config.split.min_test_rows:
         return Comparison(baseline="champion", challenger=None, slices=None)
@@ -162,6 +169,17 @@ def compare(challenger: Challenger, champion: Predictor | None, config: Training
             seed=config.fit.seed,
         ),
         slices=_slices(rows, new.confidence, old.confidence, challenger, config),
+    )
+
+
+def _other_labels(challenger: Challenger, champion: Predictor) -> str:
+    new, old = (model.labels.model_dump() for model in (challenger.model, champion.model))
+    changed = ", ".join(
+        f"{name} {value:g} instead of {old[name]:g}" for name, value in new.items() if value != old[name]
+    )
+    return (
+        f"the champion was trained with other labels ({changed}), so nothing can be compared: "
+        "restore those labels, or promote by hand"
     )
 
 

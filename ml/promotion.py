@@ -168,7 +168,7 @@ def _better(comparison: Comparison, trial: Trial | None, gates: GateConfig) -> G
     alpha = 0.0 if trial is None else trial.alpha
     new, old, gains = comparison.challenger, comparison.champion, comparison.gains
     if trial is None or new is None or old is None or gains is None:
-        return _no_data(name, what, alpha)
+        return _no_data(name, what, alpha, comparison.why_not)
     if _span(new) != _span(old):
         return GateResult(
             name, None, alpha, False, "the champion was judged on other rows: nothing to compare"
@@ -282,5 +282,6 @@ def _span(evaluation: Evaluation) -> tuple[int, str, str]:
     return evaluation.rows, evaluation.first_close, evaluation.last_close
 
 
-def _no_data(name: str, what: str, limit: float) -> GateResult:
-    return GateResult(name, None, limit, False, f"{what} could not be computed; without data the gate fails")
+def _no_data(name: str, what: str, limit: float, why: str | None = None) -> GateResult:
+    detail = why or f"{what} could not be computed; without data the gate fails"
+    return GateResult(name, None, limit, False, detail)

@@ -21,10 +21,11 @@ from ml.comparison import (
     occupied_blocks,
     paired_gains,
 )
-from ml.config import TrainingConfig
+from ml.config import LabelConfig, TrainingConfig
 from ml.evaluation import block_multiplicities
 from ml.keys import ModelKey
 from ml.patterns import PATTERN_NAMES
+from ml.promotion import Trial, decide
 from ml.rows import SignalRows
 from ml.training import Challenger, fit_booster, fit_key, judge
 
@@ -193,6 +194,40 @@ def test_a_champion_is_never_judged_on_rows_that_it_was_fitted_on(make_rows: Mak
     )
     assert compare(challenger, champion.predictor, strict) == Comparison(
         baseline="champion", challenger=None, slices=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "changed"),
+    [
+        ({"profit_take_atr": 0.7}, "profit_take_atr 0.7 instead of 1"),
+        ({"horizon_bars": 24, "fee_bps": 4.0}, "horizon_bars 24 instead of 12, fee_bps 4 instead of 10"),
+    ],
+)
+def test_a_champion_of_other_labels_cannot_be_compared_and_its_gates_fail(
+    make_rows: MakeRows, labels: dict[str, float], changed: str
+) -> None:
+    rows = make_rows(6000)
+    champion, challenger = trained(rows.take(np.arange(5500))), trained(rows)
+    other = replace(challenger.model, labels=LabelConfig.model_validate(labels))
+
+    found = compare(replace(challenger, model=other), champion.predictor, CONFIG)
+    decision = decide(
+        challenger.evaluation,
+        found,
+        0.0,
+        CONFIG.gates,
+        trial=Trial(number=1, alpha=1.0, accrued_days=90.0),
+        probes=(),
+    )
+
+    assert (found.challenger, found.champion, found.gains, found.slices) == (None, None, None, None)
+    gates = {gate.name: gate for gate in decision.gates}
+    assert not gates["slices"].passed
+    assert not gates["better_than_champion"].passed
+    assert gates["better_than_champion"].detail == (
+        f"the champion was trained with other labels ({changed}), so nothing can be compared: "
+        "restore those labels, or promote by hand"
     )
 
 
