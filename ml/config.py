@@ -137,7 +137,7 @@ class DriftConfig(_Frozen):
     """What drift checks compare, and how often they may be wrong. See ml/drift.py."""
 
     window_rows: int = Field(
-        250, ge=200, le=5000, description="newest signals of the regime; with fewer these are not checked"
+        250, ge=200, le=1000, description="newest signals of the regime; with fewer these are not checked"
     )
     window_days: float = Field(
         180.0, gt=0, le=3650, description="older signals are no part of the current sample"

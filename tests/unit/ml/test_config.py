@@ -26,6 +26,8 @@ def test_an_unknown_option_is_named_in_the_refusal() -> None:
         ({"fit": {"n_estimators": 401}}, "training.fit.n_estimators"),
         ({"fit": {"max_depth": 6}}, "training.fit.max_depth"),
         ({"pool": "everything"}, "training.pool"),
+        ({"drift": {"window_rows": 1001}}, "training.drift.window_rows"),  # of 5,000: 40 s a key
+        ({"drift": {"window_rows": 199}}, "training.drift.window_rows"),
         ({"gates": {"min_f1": float("nan")}}, "training.gates.min_f1"),
         ({"split": {"calibrate_share": 0.4, "test_share": 0.45}}, "training"),
     ],
