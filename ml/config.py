@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -23,6 +24,12 @@ __all__ = [
     "TrainingConfig",
     "canonical_json",
 ]
+
+
+SCORES_SHARE: Final = 0.2
+"""``ml.alarms.BUDGET_SHARES["scores"]``: the smallest of those whose null is one run of ``null_months``."""
+NEVER: Final = 3.0
+"""Upper 95 % bound of a Poisson mean of which nothing was seen (Hanley & Lippman-Hand, JAMA 249, 1983)."""
 
 
 class _Frozen(BaseModel):
@@ -150,6 +157,18 @@ class DriftConfig(_Frozen):
     cooldown_days: float = Field(
         7.0, ge=0, le=365, description="after a retraining a key is left alone so long"
     )
+
+    @model_validator(mode="after")
+    def _budget_can_be_reached(self) -> Self:
+        """What never happened in so many months may still happen 3 / months a month, at 95 %."""
+        smallest = SCORES_SHARE * self.false_retrainings_per_month
+        if NEVER / self.null_months > smallest:
+            raise ValueError(
+                f"drift.null_months {self.null_months} can show no rate under {NEVER / self.null_months:.3g} "
+                f"a month, and drift.false_retrainings_per_month {self.false_retrainings_per_month:g} leaves "
+                f"{smallest:.3g} to the scores: at least {math.ceil(NEVER / smallest)} months are needed"
+            )
+        return self
 
 
 class TrainingConfig(_Frozen):

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ml.config import TrainingConfig, canonical_json
+from ml.alarms import BUDGET_SHARES
+from ml.config import SCORES_SHARE, TrainingConfig, canonical_json
 from ml.errors import ConfigRejected
 
 pytestmark = pytest.mark.training
@@ -37,6 +38,28 @@ def test_an_option_out_of_range_is_refused_by_name(options: dict[str, Any], fiel
         TrainingConfig.from_mapping(options)
 
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("drift", "needed"),
+    [({"null_months": 14}, 15), ({"false_retrainings_per_month": 0.1}, 150)],
+)
+def test_a_budget_that_the_null_is_too_short_to_show_is_refused_with_both_numbers(
+    drift: dict[str, float], needed: int
+) -> None:
+    with pytest.raises(ConfigRejected) as refused:
+        TrainingConfig.from_mapping({"drift": drift})
+
+    told = str(refused.value)
+    both = {"null_months": 120, "false_retrainings_per_month": 1.0} | drift
+    assert refused.value.field == "training.drift"
+    assert all(f"drift.{name} {value:g} " in told for name, value in both.items())
+    assert f"at least {needed} months are needed" in told
+    assert TrainingConfig.from_mapping({"drift": drift | {"null_months": needed}}).drift.null_months == needed
+
+
+def test_the_share_that_the_budget_is_held_to_is_that_of_the_scores() -> None:
+    assert SCORES_SHARE == BUDGET_SHARES["scores"] < BUDGET_SHARES["features"]
 
 
 def test_equal_options_have_one_digest_whatever_their_order_and_origin() -> None:
