@@ -169,7 +169,6 @@ def _calibration(ground: Ground, key: ModelKey, rows: SignalRows) -> Measurement
             unseen,
             test,
             unseen_confidence=predictor.confidence(unseen.features),
-            test_confidence=predictor.confidence(test.features),
             importance=tuple(np.full(test.features.shape[1], 1 / test.features.shape[1])),
             config=DriftConfig(),
             seed=1,

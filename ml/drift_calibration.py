@@ -31,7 +31,7 @@ class DriftCalibration:
     confidence: FeatureNull
     """Of its confidence, from the rows its trees have not seen."""
     outcomes: OutcomeNull
-    """Of its errors, from its test rows."""
+    """Of its errors, from the rows its trees have not seen."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -63,7 +63,6 @@ def drift_reference(
     test: SignalRows,
     *,
     unseen_confidence: Floats,
-    test_confidence: Floats,
     importance: tuple[float, ...],
     config: DriftConfig,
     seed: int,
@@ -72,10 +71,10 @@ def drift_reference(
 
     Args:
         trained: rows that its trees, calibration or threshold learned from, in time order; n >= 1.
-        unseen: rows that its trees have not seen, in time order: what it says of others is surer than it is.
+        unseen: labelled rows that its trees have not seen, in time order: what it says of others is surer
+            than it is.
         test: rows that nothing of it has seen, labelled.
         unseen_confidence: what it says of ``unseen``.
-        test_confidence: what it says of ``test``.
         importance: (F,) share of the total gain.
         config: window, blocks, budget.
         seed: of the simulation.
@@ -88,7 +87,10 @@ def drift_reference(
     calibration = DriftCalibration(
         features=feature_null(trained.features, trained.close_time, weights, reference, config, seed=seed),
         confidence=feature_null(as_feature, unseen.close_time, np.ones(1), said, config, seed=seed),
-        outcomes=outcome_null(test_confidence, test.label, test.regime, test.close_time, config, seed=seed),
+        # Not of the test rows alone: a model is promoted for doing well there, and luck does not last.
+        outcomes=outcome_null(
+            unseen_confidence, unseen.label, unseen.regime, unseen.close_time, config, seed=seed
+        ),
     )
     budget = config.false_retrainings_per_month
     checked = check_features(

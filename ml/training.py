@@ -250,7 +250,6 @@ def fit_key(
     model = replace(model, unfit_regimes=_unfit_regimes(Predictor(model, booster), test, config))
     predictor = Predictor(model, booster)
     unseen = own.take(np.concatenate([parts.calibrate, parts.test]))
-    confidence = predictor.confidence(unseen.features)
     return Challenger(
         model=model,
         evaluation=judge(predictor, test, config, known_base_rate=model.base_rate),
@@ -258,8 +257,7 @@ def fit_key(
             trained,
             unseen,
             test,
-            unseen_confidence=confidence,
-            test_confidence=confidence[len(parts.calibrate) :],
+            unseen_confidence=predictor.confidence(unseen.features),
             importance=fitted.importance,
             config=config.drift,
             seed=config.fit.seed,
