@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -11,12 +9,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from db import audit, keys, registry
+from db import audit
 from db.audit_chain import row_hash
 from db.session import transaction
 from ml.errors import AuditChainBroken
-from ml.keys import ModelKey
-from tests.integration.db.rows import add_model, race, save_drift
+from tests.integration.db.rows import race
+from tests.integration.db.tampering import by_hand, tampered
 
 pytestmark = pytest.mark.database
 
@@ -55,14 +53,6 @@ def verify(engine: Engine, key: bytes | None = None, expected: audit.Head | None
 def head(engine: Engine) -> audit.Head:
     with transaction(engine) as session:
         return audit.head(session)
-
-
-def by_hand(engine: Engine, statement: str) -> None:
-    """As the table's owner can, for good."""
-    with tampered(engine) as session:
-        assert session.execute(sa.text(statement)).rowcount  # type: ignore[attr-defined]
-        session.execute(sa.text("ALTER TABLE ml_audit_log ENABLE TRIGGER USER"))
-        session.commit()
 
 
 def test_empty_log_is_in_order(engine: Engine) -> None:
@@ -209,17 +199,6 @@ TAMPERINGS = {
 }  # fmt: skip
 
 
-@contextmanager
-def tampered(engine: Engine, *statements: str) -> Iterator[Session]:
-    """As the table's owner can: triggers off, and nobody sees it. Undone at the end."""
-    with Session(engine) as session:
-        session.execute(sa.text("ALTER TABLE ml_audit_log DISABLE TRIGGER USER"))
-        for statement in statements:
-            session.execute(sa.text(statement))
-        yield session
-        session.rollback()
-
-
 def test_verify_names_the_row_that_was_touched_by_hand_and_how(
     engine: Engine, subtests: pytest.Subtests
 ) -> None:
@@ -276,81 +255,6 @@ def make_hash_anew(session: Session, id_: int) -> None:
     details = session.scalar(sa.text("SELECT details::text FROM ml_audit_log WHERE id = :id"), {"id": id_})
     row.hash = row_hash(row, details)
     session.flush()
-
-
-def test_champion_that_the_log_does_not_know_is_found(engine: Engine) -> None:
-    with transaction(engine) as session:
-        first, second = (add_model(session) for _ in range(2))
-        for row in (first, second):
-            save_drift(session, row.id)
-            registry.promote(session, row.id, now=NOW, actor="test", why="better", details={})
-        assert audit.contradictions(session) == []
-    with tampered(engine, "DELETE FROM ml_audit_log WHERE id = 2") as session:
-        assert audit.verify(session).rows == 1  # the end was cut off: the chain holds
-        assert audit.contradictions(session) == [
-            f"{KEY_NAME}: the registry has version 2 as champion, the audit log says version 1 (row 1)"
-        ]
-    with tampered(engine, "UPDATE ml_models SET state = 'archived'") as session:
-        assert audit.contradictions(session) == [
-            f"{KEY_NAME}: the registry has no champion, the audit log says version 2 (row 2)"
-        ]
-    with tampered(engine, "TRUNCATE ml_audit_log") as session:
-        assert audit.contradictions(session) == [
-            f"{KEY_NAME}: the registry has version 2 as champion, the audit log knows of none"
-        ]
-
-
-def test_champion_whose_bytes_were_changed_in_the_registry_is_found(
-    engine: Engine, subtests: pytest.Subtests
-) -> None:
-    with transaction(engine) as session:
-        rows = [add_model(session) for _ in range(2)]
-        save_drift(session, rows[0].id)
-        registry.promote(session, rows[0].id, now=NOW, actor="test", why="better", details={})
-        names = [{"artifact": row.artifact_sha256, "booster": row.booster_sha256} for row in rows]
-    for part, sha256 in names[1].items():
-        with (
-            subtests.test(part),
-            tampered(
-                engine,
-                "DELETE FROM ml_models WHERE state = 'candidate'",
-                f"UPDATE ml_models SET {part}_sha256 = '{sha256}' WHERE state = 'champion'",
-            ) as session,
-        ):
-            assert audit.verify(session).rows == 1
-            assert audit.contradictions(session) == [
-                f"{KEY_NAME}: version 1 has the {part}_sha256 {sha256} in the registry, the audit log says "
-                f"{names[0][part]} (row 1)"
-            ]
-
-
-def test_key_frozen_or_thawed_by_hand_is_found(engine: Engine) -> None:
-    of = ModelKey("BTCUSDT", "1h", "trending")
-
-    def say(change: Callable[..., bool]) -> None:
-        with transaction(engine) as session:
-            assert change(session, of, now=NOW, actor="cli:ana", why="a test")
-            assert audit.contradictions(session) == []
-
-    def told(statement: str) -> str:
-        with tampered(engine, statement) as session:
-            (sentence,) = audit.contradictions(session)
-            return sentence
-
-    by_hand = "UPDATE ml_keys SET frozen_at = {}, frozen_by = 'x', frozen_why = 'y'"
-    off = "UPDATE ml_keys SET frozen_at = NULL, frozen_by = NULL, frozen_why = NULL"
-    said, moment = "the audit log says it was", "2019-10-17 03:04:05 UTC"
-    say(keys.freeze)
-    assert told(off) == f"{KEY_NAME}: the key is not frozen, {said} frozen at {moment} (row 1)"
-    assert told(by_hand.format("'2019-01-01Z'")) == (
-        f"{KEY_NAME}: the key is frozen since 2019-01-01 00:00:00 UTC, {said} frozen at {moment} (row 1)"
-    )
-    assert told("TRUNCATE ml_audit_log").endswith(
-        f"is frozen since {moment}, the audit log knows of no freeze"
-    )
-    say(keys.thaw)
-    since = by_hand.format("'2019-10-17 03:04:05.678901Z'")
-    assert told(since) == f"{KEY_NAME}: the key is frozen since {moment}, {said} thawed at {moment} (row 2)"
 
 
 def test_rows_are_listed_by_subject_and_action(engine: Engine) -> None:
