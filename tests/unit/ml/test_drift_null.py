@@ -136,7 +136,7 @@ def test_blocks_keep_the_order_and_the_time_between_rows() -> None:
 
 def test_the_same_seed_gives_the_same_null_and_json_gives_it_back() -> None:
     own = trained_rows(KEYS[2])
-    config = DriftConfig(null_months=12)
+    config = DriftConfig(null_months=24)
     made = [
         feature_null(
             own.trained.features, own.trained.close_time, own.importance, own.reference(), config, seed=seed
