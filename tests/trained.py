@@ -28,7 +28,7 @@ TRAINING: Final[dict[str, Any]] = {
     "pool": "symbol",
     "bootstrap_samples": 100,
     "fit": {"n_estimators": 60, "threads": 1},
-    "drift": {"null_months": 24},
+    "drift": {"null_months": 15},
     # Whatever comes out becomes champion: these tests are about answering.
     "gates": {
         "min_f1": 0,

@@ -44,6 +44,7 @@ def env() -> dict[str, str]:
         "ALPHAPLUS_QUEUED_GRACE_SECONDS": "5",
         "ALPHAPLUS_TRAINING__BOOTSTRAP_SAMPLES": "200",
         "ALPHAPLUS_TRAINING__FIT__THREADS": "1",
+        "ALPHAPLUS_TRAINING__DRIFT__NULL_MONTHS": "15",
         "ALPHAPLUS_LOG_FORMAT": "json",
         "REMAP_SIGTERM": "SIGQUIT",
     }

@@ -31,7 +31,12 @@ pytestmark = pytest.mark.inference
 
 KEY = ModelKey("BTCUSDT", "1h", "trending")
 CUT = datetime(2019, 9, 1, tzinfo=UTC)
-OFF: dict[str, Any] = {"pool": "symbol", "bootstrap_samples": 100, "fit": {"n_estimators": 30, "threads": 1}}
+OFF: dict[str, Any] = {
+    "pool": "symbol",
+    "bootstrap_samples": 100,
+    "fit": {"n_estimators": 30, "threads": 1},
+    "drift": {"null_months": 15},
+}
 ON = OFF | {"live": {"error_weight": 1.0, "min_outcomes": 50}}
 
 

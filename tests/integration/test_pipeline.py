@@ -47,6 +47,7 @@ SMALL: dict[str, Any] = {
     "pool": "symbol",
     "bootstrap_samples": 100,
     "fit": {"n_estimators": 30, "threads": 1},
+    "drift": {"null_months": 15},
 }
 PROMOTING = SMALL | {"gates": OPEN_GATES}
 REJECTING = SMALL | {"gates": OPEN_GATES | {"min_f1": 1}}

@@ -114,7 +114,12 @@ def test_keys_share_an_address_where_the_pool_is_shared_and_not_where_it_is_thei
 
 
 CUT = datetime(2019, 9, 1, tzinfo=UTC)
-ONE: dict[str, Any] = {"pool": "symbol", "bootstrap_samples": 100, "fit": {"n_estimators": 30, "threads": 1}}
+ONE: dict[str, Any] = {
+    "pool": "symbol",
+    "bootstrap_samples": 100,
+    "fit": {"n_estimators": 30, "threads": 1},
+    "drift": {"null_months": 15},
+}
 THREE = ONE | {"ensemble": {"members": 3}}
 FIRST, SECOND = (ModelKey("BTCUSDT", "1h", regime) for regime in ("trending", "volatile"))
 

@@ -34,7 +34,13 @@ Floats = NDArray[np.float64]
 
 pytestmark = pytest.mark.drift
 
-CONFIG = TrainingConfig.from_mapping({"bootstrap_samples": 300, "fit": {"n_estimators": 100, "threads": 1}})
+CONFIG = TrainingConfig.from_mapping(
+    {
+        "bootstrap_samples": 300,
+        "fit": {"n_estimators": 100, "threads": 1},
+        "drift": {"null_months": 15},
+    }
+)
 AS_OF = datetime(2021, 1, 1, tzinfo=UTC)
 ALL = ModelKey("BTCUSDT", "1h", "all")
 BLOCK = timedelta(hours=48)

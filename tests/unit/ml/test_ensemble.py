@@ -31,7 +31,11 @@ pytestmark = pytest.mark.training
 
 ALL = ModelKey("BTCUSDT", "1h", "all")
 TRENDING = ModelKey("BTCUSDT", "1h", "trending")
-OPTIONS = {"bootstrap_samples": 200, "fit": {"n_estimators": 60, "threads": 1}}
+OPTIONS = {
+    "bootstrap_samples": 200,
+    "fit": {"n_estimators": 60, "threads": 1},
+    "drift": {"null_months": 15},
+}
 THREE = TrainingConfig.from_mapping(OPTIONS | {"ensemble": {"members": 3, "span_ratio": 0.6}})
 AS_OF = datetime(2021, 1, 1, tzinfo=UTC)
 

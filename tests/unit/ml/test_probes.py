@@ -23,7 +23,13 @@ from tests.real_candles import real_candles
 
 pytestmark = pytest.mark.drift
 
-CONFIG = TrainingConfig.from_mapping({"bootstrap_samples": 100, "fit": {"n_estimators": 30, "threads": 1}})
+CONFIG = TrainingConfig.from_mapping(
+    {
+        "bootstrap_samples": 100,
+        "fit": {"n_estimators": 30, "threads": 1},
+        "drift": {"null_months": 15},
+    }
+)
 KEY = ModelKey("BTCUSDT", "1h", "trending")
 
 

@@ -33,7 +33,13 @@ MakeRows = Callable[..., SignalRows]
 
 pytestmark = pytest.mark.training
 
-CONFIG = TrainingConfig.from_mapping({"bootstrap_samples": 300, "fit": {"n_estimators": 150, "threads": 1}})
+CONFIG = TrainingConfig.from_mapping(
+    {
+        "bootstrap_samples": 300,
+        "fit": {"n_estimators": 150, "threads": 1},
+        "drift": {"null_months": 15},
+    }
+)
 AS_OF = datetime(2021, 1, 1, tzinfo=UTC)
 ALL = ModelKey("BTCUSDT", "1h", "all")
 TRENDING = ModelKey("BTCUSDT", "1h", "trending")
