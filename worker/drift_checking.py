@@ -46,10 +46,11 @@ class Checked:
 
     @property
     def sentence(self) -> str:
-        """Which candles were looked at."""
+        """Which candles were looked at, and what was left out."""
         candles = f"candles up to {time_text(self.rows)} UTC"
         if self.report["state"] == "checked":
-            return f"version {self.report['version']}, {candles}: {self.report['severity']}"
+            left_out = f"; {self.report['detail']}" if "not_checked" in self.report else ""
+            return f"version {self.report['version']}, {candles}: {self.report['severity']}{left_out}"
         return f"no candle has closed since the last check; it saw {candles}"
 
     @property
