@@ -2,8 +2,8 @@
 
 Independent bootstraps share one time axis. Features are drawn from the rows that the model learned from, as
 the null of features is; confidence from those that the trees have not seen (of rows they grew on, a model is
-surer than it should be); outcomes either from the test rows alone, which the null of outcomes is of, or with
-the confidence, from calibrate and test rows. Independent kinds ring at more different times than kinds that
+surer than it should be); outcomes either from the test rows alone, or with the confidence, from calibrate and
+test rows, as the null of outcomes is. Independent kinds ring at more different times than kinds that
 ring together: this counts rather too many than too few.
 
 A champion lives a year. With each year its outcomes begin anew, and so does the past that it was judged by,

@@ -13,13 +13,22 @@ from tests.processes import run_command, script
 pytestmark = pytest.mark.training
 
 
-def test_demo_trains_eight_keys_from_nothing_and_leaves_no_process(base_env: dict[str, str]) -> None:
-    done = run_command([script("alphaplus"), "demo", "--exit"], base_env, timeout_seconds=170)
+@pytest.mark.timeout(420)
+def test_demo_shows_a_drift_and_trains_eight_keys_from_nothing_and_leaves_no_process(
+    base_env: dict[str, str],
+) -> None:
+    done = run_command([script("alphaplus"), "demo", "--exit"], base_env, timeout_seconds=400)
 
     assert done.exit_code == 0, done.stdout + done.stderr
     assert "35019 inserted" in done.stdout  # BTC, 30m
     assert "$ celery call tasks.train --args BTCUSDT,trending" in done.stdout
-    assert done.stdout.count("━ succeeded") == 8
+    assert done.stdout.count("━ succeeded") == 10  # the drifted key's two, and the eight
+    drift = done.stdout.partition("September 2019")[2]
+    assert re.search(r"ETHUSDT 1h consolidation: version 1, .*: critical", drift)
+    assert re.search(r"retrain_now +\S+ +2019-09-03 00:30", drift)
+    assert re.search(r"v2 for v1 .*force", drift)
+    assert re.search(r"ETHUSDT 1h consolidation: version 2 -> version 1 \(rolled back\)", drift)
+    assert re.search(r"\d+ rows are in order", drift)
     assert re.search(r"1,\d{3} answers .* p99 ", done.stdout)  # of four weeks, two symbols
     assert "BTCUSDT 1h trending" in done.stdout.partition("What became of the answers")[2]
     assert "Identical, to the last bit." in done.stdout

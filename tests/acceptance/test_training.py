@@ -134,7 +134,7 @@ def test_six_keys_and_the_fallbacks_are_trained_with_stages_gates_reference_and_
         assert job.outcome is not None
         assert job.as_of == datetime(2019, 10, 1, tzinfo=UTC)
         assert job.finished_at is not None
-        assert len(job.outcome["decision"]["gates"]) == 7
+        assert len(job.outcome["decision"]["gates"]) == 10
     # One fit for eight keys: the first made it, the others found it.
     assert [job.outcome["fit_reused"] for job in done if job.outcome] == [False] + [True] * 7
     with transaction(engine) as session:
@@ -148,6 +148,7 @@ def test_six_keys_and_the_fallbacks_are_trained_with_stages_gates_reference_and_
             assert model.state == ("champion" if promoted else "rejected")
             assert bool(job.outcome["decision"]["reasons"]) is not promoted
             assert references.load(session, model.id) is not None
+            assert references.load_calibration(session, model.id) is not None
             assert model.details["sources"][symbol] == samples.source(symbol)
         assert audit.verify(session).rows == 8
     assert count(engine, EvaluationRow) == 8

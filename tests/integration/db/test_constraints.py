@@ -124,7 +124,11 @@ def test_threshold_of_a_key_is_replaced_by_ending_it_first(engine: Engine) -> No
 
 
 def test_key_has_one_open_drift_action(engine: Engine) -> None:
+    with transaction(engine) as session:
+        model_id = add_model(session).id
     action = {
+        "model_id": model_id,
+        "severity": "critical",
         "symbol": KEY.symbol,
         "interval": KEY.interval,
         "regime": KEY.regime,

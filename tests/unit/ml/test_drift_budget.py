@@ -53,8 +53,9 @@ def test_all_kinds_together_keep_to_the_budget_in_years_without_drift(key: Model
 @pytest.mark.parametrize("key", [BTC, BTC.fallback], ids=str)
 def test_a_lifes_scores_are_those_of_the_checks_after_each_outcome(key: ModelKey) -> None:
     own = champion(key)
-    judged, live = (own.outcomes(np.flatnonzero(where)) for where in (own.judged, ~own.judged))
-    null, time = own.drift.calibration.outcomes, own.unseen.close_time[~own.judged]
+    judged = own.outcomes(np.arange(len(own.unseen)))  # what their null is of
+    live, time = own.outcomes(np.flatnonzero(own.judged)), own.unseen.close_time[own.judged]
+    null = own.drift.calibration.outcomes
 
     scores = life_scores(null, live, judged, BUDGET)
 
