@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import click
 from rich import box
@@ -84,36 +85,30 @@ def _training(site: Site) -> list[Measurement]:
     )
 
 
-def _inference(site: Site) -> list[Measurement]:
-    from benchmarks import inference
+def _own_servers(site: Site, database: str) -> dict[str, Any]:
+    """What a part that starts workers is given: an empty database of its own, Redis, a folder."""
     from worker.celery import app
 
     with site.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("CREATE DATABASE inference"))
-    return inference.measure(
-        site.candles,
-        symbol=SYMBOL,
-        database_url=site.engine.url.set(database="inference").render_as_string(hide_password=False),
-        redis_url=app.resources.settings.required_redis_url,
-        folder=site.folder,
-        say=site.say,
-    )
+        connection.execute(text(f"CREATE DATABASE {database}"))
+    return {
+        "database_url": site.engine.url.set(database=database).render_as_string(hide_password=False),
+        "redis_url": app.resources.settings.required_redis_url,
+        "folder": site.folder,
+        "say": site.say,
+    }
+
+
+def _inference(site: Site) -> list[Measurement]:
+    from benchmarks import inference
+
+    return inference.measure(site.candles, symbol=SYMBOL, **_own_servers(site, "inference"))
 
 
 def _drift(site: Site) -> list[Measurement]:
     from benchmarks import drift
-    from worker.celery import app
 
-    with site.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("CREATE DATABASE drift"))
-    return drift.measure(
-        site.candles,
-        symbol=SYMBOL,
-        database_url=site.engine.url.set(database="drift").render_as_string(hide_password=False),
-        redis_url=app.resources.settings.required_redis_url,
-        folder=site.folder,
-        say=site.say,
-    )
+    return drift.measure(site.candles, symbol=SYMBOL, **_own_servers(site, "drift"))
 
 
 def _freqai(site: Site) -> list[Measurement]:

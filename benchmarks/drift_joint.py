@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.drift_power import AlarmRate
-from ml.alarms import BUDGET_SCORE, BUDGET_SHARES, DriftKind, drift_score, triggered
+from ml.alarms import BUDGET_SCORE, BUDGET_SHARES, DAYS_PER_MONTH, DriftKind, drift_score, triggered
 from ml.candles import to_datetime
 from ml.config import DriftConfig, TrainingConfig
 from ml.decay import MIN_JUDGED, GoodPast, OutcomeNull, SeriesNull, page_hinkley
@@ -29,7 +29,7 @@ from ml.drift import Reference
 from ml.drift_calibration import DriftReference
 from ml.drift_check import alarm_level
 from ml.drift_null import FeatureNull
-from ml.drift_simulation import DAYS_PER_MONTH, SimulatedTime, draw_days
+from ml.drift_simulation import SimulatedTime, draw_days
 from ml.keys import REGIMES, ModelKey, interval_duration
 from ml.rows import SignalRows
 from ml.splits import split

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from ml.alarms import BUDGET_SCORE, SeverityLimits, drift_score, severity_of, triggered
+from ml.alarms import BUDGET_SCORE, DAYS_PER_MONTH, SeverityLimits, drift_score, severity_of, triggered
 from ml.config import DriftConfig
 from ml.drift import Reference, make_reference
 from ml.drift_check import alarm_level, check_features
 from ml.drift_null import FeatureNull, feature_null
-from ml.drift_simulation import DAYS_PER_MONTH, SimulatedTime, draw_days
+from ml.drift_simulation import SimulatedTime, draw_days
 from ml.rows import SignalRows
 
 __all__ = ["RETRAINED", "AlarmRate", "Learned", "alarm_rate", "shifted_windows", "smallest_shift"]

@@ -34,9 +34,8 @@ from benchmarks.drift_power import (
 )
 from benchmarks.ensemble_study import folder_rows, wheel_rows
 from benchmarks.svg_plot import Plot
-from ml.alarms import BUDGET_SCORE, SEVERITIES, SeverityLimits, triggered
+from ml.alarms import BUDGET_SCORE, DAYS_PER_MONTH, SEVERITIES, SeverityLimits, triggered
 from ml.config import FitConfig, SplitConfig, TrainingConfig
-from ml.drift_simulation import DAYS_PER_MONTH
 from ml.errors import TrainingRefused
 from ml.keys import MODEL_REGIMES, ModelKey
 from ml.rows import SignalRows

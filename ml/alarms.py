@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 __all__ = [
     "BUDGET_SCORE",
     "BUDGET_SHARES",
+    "DAYS_PER_MONTH",
     "SEVERITIES",
     "AlarmLevels",
     "DriftCheck",
@@ -42,6 +43,7 @@ BUDGET_SHARES: Final[dict[DriftKind, float]] = {
     "accuracy": 0.15,
 }
 """Of a key's false retrainings; they add to 1, so that the kinds together keep to the budget."""
+DAYS_PER_MONTH: Final = 30.44
 LEVELS: Final = 64
 CONFIDENCE: Final = 0.95
 
@@ -139,7 +141,7 @@ def alarm_levels(
 
     if len(statistic) < 2 or day[-1] <= day[0]:
         raise ValueError("alarm levels need checks over some span of time")
-    months = (day[-1] - day[0]) / 30.44
+    months = (day[-1] - day[0]) / DAYS_PER_MONTH
     tail = 1 - np.geomspace(0.5, 1 / len(statistic), LEVELS)
     levels = np.unique(np.append(np.quantile(statistic, tail), statistic.max()))
     counts = np.array([triggered(statistic > level, day, cooldown_days) for level in levels])

@@ -27,7 +27,7 @@ from typing import Any, Final, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.alarms import BUDGET_SHARES, AlarmLevels, DriftCheck, alarm_levels, drift_score
+from ml.alarms import BUDGET_SHARES, DAYS_PER_MONTH, AlarmLevels, DriftCheck, alarm_levels, drift_score
 from ml.config import DriftConfig
 from ml.keys import REGIMES
 
@@ -59,7 +59,6 @@ REPEATS: Final = 5
 """Alarms of one life come in clumps: ten lives are too few to know their rate by."""
 BLOCK_RATIOS: Final = (0.5, 1.0, 2.0)
 """Nobody knows how long outcomes remember: the level has to hold at half and at twice the block too."""
-DAYS_PER_MONTH: Final = 30.44
 MIN_BLOCKS: Final = 4
 QUANTILES: Final = 201
 LOWEST_LEVEL: Final = 1.0

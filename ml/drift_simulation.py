@@ -15,6 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from ml.alarms import DAYS_PER_MONTH
 from ml.drift import PSI_FLOOR, FeatureReference, Reference
 
 __all__ = ["SimulatedChecks", "SimulatedTime", "draw_days"]
@@ -23,7 +24,6 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Counts = NDArray[np.int64]
 
-DAYS_PER_MONTH: Final = 30.44
 CHECKS_PER_WINDOW: Final = 25
 COARSE_CHECKS: Final = 5_000
 FINE_ROWS: Final = 50_000
